@@ -6,6 +6,10 @@
 //!   [`runner`] > the engine's sampler > back through [`server`];
 //! * a benchmark: [`cli`] > [`bench`], which is a client over HTTP and imports nothing of the server.
 
+// Test support files are shared with tests/, which know the crate by this name.
+#[cfg(test)]
+extern crate self as candlepower;
+
 pub mod bench;
 pub mod cli;
 pub mod config;

@@ -1,5 +1,22 @@
 //! The engine: one thread that owns all mutable state of generation.
+//!
+//! A step is schedule > forward > sample > publish. Others hold an [`EngineHandle`]: they send a
+//! [`Request`] and receive its [`Event`]s. The engine knows no text, no socket and no tensor.
 
+mod batch;
+mod handle;
 mod request;
+mod sampler;
+mod scheduler;
+mod sequence;
+mod stats;
+#[cfg(test)]
+mod tests;
+mod worker;
 
+pub use handle::{EngineHandle, Health, Limits};
 pub use request::{EngineError, Event, FinishReason, Request, SamplingParams, TokenId};
+pub use stats::{
+    BatchStats, EngineStats, EvictionStats, KvStats, PrefixStats, QueueStats, RequestStats,
+};
+pub use worker::{KvCapacity, start};

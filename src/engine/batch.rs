@@ -1,0 +1,45 @@
+//! From a step's plan to the runner's ragged batch.
+
+use super::scheduler::StepPlan;
+use super::sequence::Sequence;
+use crate::runner::{BlockCopy, RaggedBatch};
+
+/// Fills `batch` with the planned chunks of `running`.
+pub(super) fn fill(batch: &mut RaggedBatch, plan: &StepPlan, running: &[Sequence]) {
+    batch.clear();
+    batch.copies.extend(
+        plan.copies
+            .iter()
+            .filter(|copy| copy.from != copy.to)
+            .map(|copy| BlockCopy {
+                from_block: copy.from.0,
+                to_block: copy.to.0,
+                num_tokens: copy.num_tokens as u32,
+            }),
+    );
+    for chunk in &plan.chunks {
+        let Sequence { tokens, table, .. } = &running[chunk.sequence];
+        let start = table.num_tokens();
+        let end = start + chunk.num_tokens;
+        batch.q_start.push(batch.token_ids.len() as u32);
+        batch
+            .block_table_start
+            .push(batch.block_tables.len() as u32);
+        batch.token_ids.extend(&tokens[start..end]);
+        batch.positions.extend(start as u32..end as u32);
+        batch
+            .slots
+            .extend((start..end).map(|position| table.slot(position)));
+        batch.seq_lens.push(end as u32);
+        batch
+            .block_tables
+            .extend(table.blocks().iter().map(|block| block.0));
+        if chunk.is_last {
+            batch.logit_rows.push(batch.token_ids.len() as u32 - 1);
+        }
+    }
+    batch.q_start.push(batch.token_ids.len() as u32);
+    batch
+        .block_table_start
+        .push(batch.block_tables.len() as u32);
+}

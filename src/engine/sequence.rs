@@ -1,0 +1,79 @@
+//! The engine's state of one generation.
+
+use std::time::Instant;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::request::{EngineError, Event, Request, TokenId};
+use super::sampler::SamplerState;
+use crate::kv_cache::BlockTable;
+
+/// One generation: its tokens, where they lie in the cache, and whom to tell.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    /// Prompt, then output.
+    pub tokens: Vec<TokenId>,
+    pub num_prompt_tokens: usize,
+    pub max_tokens: usize,
+    pub stop_token_ids: Vec<TokenId>,
+    pub table: BlockTable,
+    pub sampler: SamplerState,
+    /// Arrival, admission and first token; queue, prefill and decode lie between them.
+    pub arrived: Instant,
+    pub admitted: Option<Instant>,
+    pub first_token: Option<Instant>,
+    pub deadline: Instant,
+    events: UnboundedSender<Event>,
+}
+
+impl Sequence {
+    pub fn new(request: Request, deadline: Instant, events: UnboundedSender<Event>) -> Self {
+        let mut tokens = request.prompt;
+        // Room for the whole output now, so that no step has to move the tokens.
+        tokens.reserve_exact(request.max_tokens);
+        Self {
+            num_prompt_tokens: tokens.len(),
+            max_tokens: request.max_tokens,
+            stop_token_ids: request.stop_token_ids,
+            table: BlockTable::default(),
+            sampler: SamplerState::new(request.sampling, &tokens),
+            tokens,
+            arrived: request.arrived,
+            admitted: None,
+            first_token: None,
+            deadline,
+            events,
+        }
+    }
+
+    /// Tokens whose K and V are still to be computed; 1 in decode.
+    pub fn num_pending_tokens(&self) -> usize {
+        self.tokens.len() - self.table.num_tokens()
+    }
+
+    pub fn num_output_tokens(&self) -> usize {
+        self.tokens.len() - self.num_prompt_tokens
+    }
+
+    /// Whether the client has dropped its end.
+    pub fn is_cancelled(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Tells the client. One that has just left is noticed before the next step.
+    pub fn send(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+
+    /// What the time up to `now` was spent on, as an error.
+    pub fn timeout(&self, now: Instant) -> EngineError {
+        let admitted = self.admitted.unwrap_or(now);
+        let first_token = self.first_token.unwrap_or(now);
+        EngineError::Timeout {
+            queue: admitted.duration_since(self.arrived),
+            prefill: first_token.duration_since(admitted),
+            decode: now.duration_since(first_token),
+            generated_tokens: self.num_output_tokens(),
+        }
+    }
+}

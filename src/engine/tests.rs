@@ -1,0 +1,447 @@
+//! The engine with a runner whose tokens depend on the whole prefix in its cache: whatever the
+//! batch, the chunks, the cache and the preemptions, the tokens must be those of a run alone.
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::*;
+use crate::config::{EngineConfig, MemorySize};
+use crate::kv_cache::BLOCK_SIZE;
+use crate::runner::{Logits, RaggedBatch, Runner};
+
+#[path = "../../tests/support/hash_runner.rs"]
+mod hash_runner;
+use hash_runner::{HashRunner, VOCAB_SIZE, greedy};
+
+fn config() -> EngineConfig {
+    EngineConfig {
+        enable_batching: true,
+        max_batch_size: 8,
+        max_batch_tokens: 64,
+        max_wait_time: Duration::ZERO,
+        queue_max_size: 100,
+        request_timeout: Duration::from_secs(600),
+        max_model_len: None,
+        kv_cache_size: MemorySize::Bytes(1),
+    }
+}
+
+fn start_with(
+    runner: impl Runner + 'static,
+    num_blocks: usize,
+    config: &EngineConfig,
+) -> EngineHandle {
+    let kv = KvCapacity {
+        num_blocks,
+        bytes_per_token: 1,
+    };
+    start(Box::new(runner), kv, num_blocks * BLOCK_SIZE, config).expect("the settings fit")
+}
+
+fn engine(num_blocks: usize, config: &EngineConfig) -> EngineHandle {
+    start_with(HashRunner::new(num_blocks, BLOCK_SIZE), num_blocks, config)
+}
+
+fn request(prompt: &[TokenId], max_tokens: usize) -> Request {
+    Request {
+        prompt: prompt.to_vec(),
+        max_tokens,
+        stop_token_ids: Vec::new(),
+        sampling: SamplingParams::default(),
+        arrived: Instant::now(),
+    }
+}
+
+/// The tokens of a request, its cached prompt tokens, and how it ended.
+fn collect(
+    mut events: UnboundedReceiver<Event>,
+) -> (Vec<TokenId>, usize, Result<FinishReason, EngineError>) {
+    let mut tokens = Vec::new();
+    let mut cached = 0;
+    loop {
+        match events.blocking_recv().expect("events end with an outcome") {
+            Event::Admitted { cached_tokens, .. } => cached = cached_tokens,
+            Event::Token { id, .. } => tokens.push(id),
+            Event::Finished(reason) => return (tokens, cached, Ok(reason)),
+            Event::Failed(error) => return (tokens, cached, Err(error)),
+        }
+    }
+}
+
+fn prompt(rng: &mut ChaCha8Rng, len: usize) -> Vec<TokenId> {
+    (0..len)
+        .map(|_| rng.random_range(0..VOCAB_SIZE as u32))
+        .collect()
+}
+
+/// Prompts of which some begin alike, and how many tokens each generates; all fit in `capacity`.
+fn workload(seed: u64, capacity: usize) -> Vec<(Vec<TokenId>, usize)> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let shared = prompt(&mut rng, 70);
+    (0..12)
+        .map(|_| {
+            let len = rng.random_range(1..capacity.min(100));
+            let head = rng.random_range(0..=len.min(shared.len()));
+            let mut tokens = shared[..head].to_vec();
+            tokens.extend(prompt(&mut rng, len - head));
+            let max_tokens = rng.random_range(1..=(capacity - len).min(50));
+            (tokens, max_tokens)
+        })
+        .collect()
+}
+
+#[test]
+fn tokens_are_those_of_a_run_alone_for_every_pool_chunk_and_batch_size() {
+    let mut preemptions = 0;
+    for num_blocks in [1, 2, 3, 4, 6, 40] {
+        for (max_batch_size, max_batch_tokens) in [(1, 1), (3, 3), (8, 17), (8, 512)] {
+            let config = EngineConfig {
+                max_batch_size,
+                max_batch_tokens,
+                ..config()
+            };
+            let engine = engine(num_blocks, &config);
+            for seed in 0..3 {
+                let work = workload(seed, num_blocks * BLOCK_SIZE);
+                let events: Vec<_> = work
+                    .iter()
+                    .map(|(prompt, max_tokens)| {
+                        engine
+                            .submit(request(prompt, *max_tokens))
+                            .expect("it fits")
+                    })
+                    .collect();
+                for ((prompt, max_tokens), events) in work.iter().zip(events) {
+                    let (tokens, _, end) = collect(events);
+                    assert_eq!(end, Ok(FinishReason::Length));
+                    assert_eq!(
+                        tokens,
+                        greedy(prompt, *max_tokens),
+                        "{num_blocks} blocks, {config:?}, seed {seed}"
+                    );
+                }
+            }
+            let stats = engine.stats();
+            assert_eq!(stats.kv_cache.used_blocks, 0);
+            assert_eq!(stats.queue.num_waiting_requests, 0);
+            assert_eq!(stats.requests.num_finished_length, 36);
+            preemptions += stats.num_preemptions;
+        }
+    }
+    assert!(preemptions > 0, "the small pools are meant to preempt");
+}
+
+#[test]
+fn a_repeated_prompt_is_computed_but_for_its_last_token_and_the_next_turn_reuses_the_answer() {
+    let engine = engine(20, &config());
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let first = prompt(&mut rng, 10);
+    let (answer, cached, _) = collect(engine.submit(request(&first, 40)).expect("it fits"));
+    assert_eq!(cached, 0);
+    let (again, cached, _) = collect(engine.submit(request(&first, 40)).expect("it fits"));
+    assert_eq!((again, cached), (answer.clone(), 9));
+
+    let turn = [first.as_slice(), &answer, &prompt(&mut rng, 5)].concat();
+    let (tokens, cached, _) = collect(engine.submit(request(&turn, 3)).expect("it fits"));
+    // The last token of an answer is never computed: nothing came after it.
+    assert_eq!((tokens, cached), (greedy(&turn, 3), 49));
+    let prefix = engine.stats().prefix;
+    assert_eq!(
+        (prefix.query_tokens, prefix.hit_tokens),
+        (10 + 10 + 55, 9 + 49)
+    );
+}
+
+#[test]
+fn without_batching_one_sequence_runs_at_a_time() {
+    let engine = engine(
+        20,
+        &EngineConfig {
+            enable_batching: false,
+            ..config()
+        },
+    );
+    let events: Vec<_> = (0..4)
+        .map(|i| engine.submit(request(&[i, i + 1], 5)).expect("it fits"))
+        .collect();
+    events.into_iter().for_each(|events| drop(collect(events)));
+    assert!((engine.stats().batch.mean_batch_size - 1.0).abs() < f64::EPSILON);
+}
+
+#[test]
+fn a_stop_token_ends_the_generation_and_is_reported() {
+    let engine = engine(4, &config());
+    let expected = greedy(&[1, 2, 3], 8);
+    let stop = expected[4];
+    let first = expected
+        .iter()
+        .position(|&token| token == stop)
+        .expect("it is there");
+    let request = Request {
+        stop_token_ids: vec![stop],
+        ..request(&[1, 2, 3], 8)
+    };
+    let (tokens, _, end) = collect(engine.submit(request).expect("it fits"));
+    assert_eq!(
+        (tokens.as_slice(), end),
+        (&expected[..=first], Ok(FinishReason::Stop))
+    );
+}
+
+#[test]
+fn a_seed_gives_the_same_tokens_alone_and_in_company() {
+    let engine = engine(20, &config());
+    let seeded = || Request {
+        sampling: SamplingParams {
+            temperature: 1.0,
+            seed: Some(3),
+            ..SamplingParams::default()
+        },
+        ..request(&[4, 5], 20)
+    };
+    let (alone, ..) = collect(engine.submit(seeded()).expect("it fits"));
+    let company: Vec<_> = (0..5)
+        .map(|i| engine.submit(request(&[i], 30)).expect("it fits"))
+        .collect();
+    let (together, ..) = collect(engine.submit(seeded()).expect("it fits"));
+    assert_eq!(alone, together);
+    assert_ne!(
+        alone,
+        greedy(&[4, 5], 20),
+        "sampling at temperature 1 is not greedy"
+    );
+    drop(company);
+}
+
+/// An engine whose steps wait for the gate.
+fn gated(num_blocks: usize, config: &EngineConfig) -> (EngineHandle, mpsc::Sender<()>) {
+    let (runner, gate) = HashRunner::new(num_blocks, BLOCK_SIZE).gated();
+    (start_with(runner, num_blocks, config), gate)
+}
+
+fn wait_for_admission(events: &mut UnboundedReceiver<Event>) {
+    let event = events.blocking_recv();
+    assert!(matches!(event, Some(Event::Admitted { .. })), "{event:?}");
+}
+
+#[test]
+fn a_full_queue_refuses_and_a_cancelled_request_leaves_its_place() {
+    let config = EngineConfig {
+        max_batch_size: 1,
+        queue_max_size: 2,
+        ..config()
+    };
+    let (engine, gate) = gated(4, &config);
+    let mut running = engine.submit(request(&[1], 2)).expect("it fits");
+    wait_for_admission(&mut running);
+    let waiting = engine.submit(request(&[2], 2)).expect("first in the queue");
+    let last = engine
+        .submit(request(&[3], 2))
+        .expect("second in the queue");
+    let refused = engine
+        .submit(request(&[4], 2))
+        .expect_err("the queue is full");
+    assert!(
+        matches!(
+            refused,
+            EngineError::Overloaded {
+                queued_requests: 2,
+                ..
+            }
+        ),
+        "{refused}"
+    );
+
+    drop(waiting);
+    drop(gate);
+    let (tokens, _, end) = collect(last);
+    assert_eq!((tokens, end), (greedy(&[3], 2), Ok(FinishReason::Length)));
+    let stats = engine.stats();
+    assert_eq!(stats.requests.num_cancelled, 1);
+    assert_eq!(stats.queue.num_rejected_requests, 1);
+    assert_eq!(stats.queue.num_waiting_requests, 0);
+}
+
+#[test]
+fn a_client_that_leaves_mid_decode_frees_its_blocks_before_the_next_step() {
+    let (engine, gate) = gated(8, &config());
+    let mut leaving = engine.submit(request(&[1; 40], 100)).expect("it fits");
+    wait_for_admission(&mut leaving);
+    gate.send(()).expect("the engine runs");
+    assert!(matches!(leaving.blocking_recv(), Some(Event::Token { .. })));
+    let staying = engine.submit(request(&[7, 8], 2)).expect("it fits");
+    drop(leaving);
+    drop(gate);
+    let (tokens, ..) = collect(staying);
+    assert_eq!(tokens, greedy(&[7, 8], 2));
+    let stats = engine.stats();
+    assert_eq!(
+        (stats.requests.num_cancelled, stats.kv_cache.used_blocks),
+        (1, 0)
+    );
+}
+
+#[test]
+fn an_expired_request_says_what_its_time_was_spent_on_and_never_starts_prefill() {
+    let engine = engine(
+        4,
+        &EngineConfig {
+            request_timeout: Duration::ZERO,
+            ..config()
+        },
+    );
+    let (tokens, _, end) = collect(engine.submit(request(&[1], 5)).expect("it fits"));
+    let error = end.expect_err("it has no time");
+    assert!(tokens.is_empty());
+    let EngineError::Timeout {
+        prefill,
+        decode,
+        generated_tokens,
+        ..
+    } = error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(
+        (prefill, decode, generated_tokens),
+        (Duration::ZERO, Duration::ZERO, 0)
+    );
+    let stats = engine.stats();
+    assert_eq!(
+        (stats.requests.num_timed_out, stats.batch.num_steps),
+        (1, 0)
+    );
+    assert_eq!(stats.queue.num_waiting_requests, 0);
+}
+
+#[test]
+fn what_can_never_fit_is_refused_with_the_numbers() {
+    let engine = engine(1, &config());
+    let refused = engine.submit(request(&[1; 30], 3)).expect_err("33 tokens");
+    assert_eq!(
+        refused,
+        EngineError::TooLong {
+            prompt_tokens: 30,
+            max_tokens: 3,
+            max_model_len: 32
+        }
+    );
+    assert!(engine.submit(request(&[1], usize::MAX)).is_err());
+}
+
+#[test]
+fn settings_that_do_not_fit_together_are_refused_by_name() {
+    let try_start = |max_model_len, config: EngineConfig| {
+        let kv = KvCapacity {
+            num_blocks: 2,
+            bytes_per_token: 1,
+        };
+        let runner = Box::new(HashRunner::new(2, BLOCK_SIZE));
+        start(runner, kv, max_model_len, &config)
+            .map(drop)
+            .map_err(|e| e.to_string())
+    };
+    assert_eq!(try_start(64, config()), Ok(()));
+    for (max_model_len, config, name) in [
+        (65, config(), "KV_CACHE_SIZE"),
+        (
+            64,
+            EngineConfig {
+                max_batch_size: 0,
+                ..config()
+            },
+            "MAX_BATCH_SIZE",
+        ),
+        (
+            64,
+            EngineConfig {
+                queue_max_size: 0,
+                ..config()
+            },
+            "QUEUE_MAX_SIZE",
+        ),
+        (
+            64,
+            EngineConfig {
+                max_batch_tokens: 7,
+                ..config()
+            },
+            "MAX_BATCH_TOKENS",
+        ),
+    ] {
+        let error = try_start(max_model_len, config).expect_err(name);
+        assert!(error.contains(name), "{error}");
+    }
+}
+
+/// Fails in the way it is told, at the first prompt that begins with token 13.
+struct FaultyRunner {
+    inner: HashRunner,
+    fault: fn(&mut Logits) -> anyhow::Result<()>,
+    logits: Logits,
+}
+
+impl Runner for FaultyRunner {
+    fn forward(&mut self, batch: &RaggedBatch) -> anyhow::Result<&Logits> {
+        self.logits.clone_from(self.inner.forward(batch)?);
+        if batch.token_ids.contains(&13) {
+            (self.fault)(&mut self.logits)?;
+        }
+        Ok(&self.logits)
+    }
+
+    fn vocab_size(&self) -> usize {
+        VOCAB_SIZE
+    }
+}
+
+fn faulty(fault: fn(&mut Logits) -> anyhow::Result<()>) -> EngineHandle {
+    let logits = Logits {
+        values: Vec::new(),
+        vocab_size: VOCAB_SIZE,
+    };
+    let inner = HashRunner::new(4, BLOCK_SIZE);
+    start_with(
+        FaultyRunner {
+            inner,
+            fault,
+            logits,
+        },
+        4,
+        &config(),
+    )
+}
+
+#[test]
+fn a_step_that_fails_or_panics_fails_its_requests_and_turns_the_engine_unready() {
+    let faults: [fn(&mut Logits) -> anyhow::Result<()>; 2] =
+        [|_| anyhow::bail!("out of luck"), |_| panic!("out of luck")];
+    for fault in faults {
+        let engine = faulty(fault);
+        let (.., end) = collect(engine.submit(request(&[13], 5)).expect("it fits"));
+        assert_eq!(end, Err(EngineError::StepFailed("out of luck".to_owned())));
+        assert_eq!(engine.health(), Health::Failed("out of luck".to_owned()));
+        let refused = engine
+            .submit(request(&[1], 1))
+            .expect_err("the engine has ended");
+        assert_eq!(refused, EngineError::Unavailable("out of luck".to_owned()));
+        assert_eq!(engine.stats().requests.num_failed, 1);
+    }
+}
+
+#[test]
+fn broken_logits_fail_their_own_request_only() {
+    let engine = faulty(|logits| {
+        logits.values.fill(f32::NAN);
+        Ok(())
+    });
+    let (.., end) = collect(engine.submit(request(&[13], 5)).expect("it fits"));
+    assert!(matches!(end, Err(EngineError::StepFailed(_))), "{end:?}");
+    let (tokens, _, end) = collect(engine.submit(request(&[1], 1)).expect("it fits"));
+    assert_eq!((tokens, end), (greedy(&[1], 1), Ok(FinishReason::Length)));
+    assert_eq!(engine.health(), Health::Ready);
+}

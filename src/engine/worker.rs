@@ -1,0 +1,444 @@
+//! The engine's thread: receive, schedule, forward, sample, publish.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use super::batch;
+use super::handle::{EngineHandle, Health, Limits, Shared};
+use super::request::{EngineError, Event, FinishReason};
+use super::sampler::Sampler;
+use super::scheduler::{Scheduler, StepPlan};
+use super::sequence::Sequence;
+use super::stats::{BatchStats, EngineStats, KvStats, QueueStats, ratio};
+use crate::config::EngineConfig;
+use crate::kv_cache::{BLOCK_SIZE, KvCache};
+use crate::runner::{RaggedBatch, Runner};
+
+/// The size of the KV cache that the runner was made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvCapacity {
+    pub num_blocks: usize,
+    pub bytes_per_token: u64,
+}
+
+impl KvCapacity {
+    pub fn num_tokens(&self) -> usize {
+        self.num_blocks * BLOCK_SIZE
+    }
+}
+
+/// Starts the engine's thread.
+///
+/// # Errors
+/// Names the setting when the limits do not fit together: the pool must hold one sequence of
+/// `max_model_len`, and a step one token of each sequence.
+pub fn start(
+    runner: Box<dyn Runner>,
+    kv: KvCapacity,
+    max_model_len: usize,
+    config: &EngineConfig,
+) -> anyhow::Result<EngineHandle> {
+    let max_batch_size = if config.enable_batching {
+        config.max_batch_size
+    } else {
+        1
+    };
+    check(config, max_batch_size, max_model_len, kv.num_tokens())?;
+
+    let limits = Limits {
+        max_model_len,
+        vocab_size: runner.vocab_size(),
+        max_batch_size,
+        queue_max_size: config.queue_max_size,
+        request_timeout: config.request_timeout,
+    };
+    let worker_stats = initial_stats(limits, config.max_batch_tokens, kv);
+    let shared = Arc::new(Shared::new(limits, worker_stats.clone()));
+    let (inbox, receiver) = mpsc::channel();
+    let worker = Worker {
+        inbox: receiver,
+        shared: Arc::clone(&shared),
+        max_wait_time: config.max_wait_time,
+        scheduler: Scheduler::new(max_batch_size, config.max_batch_tokens),
+        kv: KvCache::new(kv.num_blocks),
+        runner,
+        sampler: Sampler::default(),
+        plan: StepPlan::default(),
+        batch: RaggedBatch::default(),
+        stats: worker_stats,
+        last_completion: None,
+    };
+    std::thread::Builder::new()
+        .name("engine".to_owned())
+        .spawn(|| worker.run())
+        .context("cannot start the engine's thread")?;
+    Ok(EngineHandle { inbox, shared })
+}
+
+fn check(
+    config: &EngineConfig,
+    max_batch_size: usize,
+    max_model_len: usize,
+    pool_tokens: usize,
+) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        max_batch_size > 0,
+        "MAX_BATCH_SIZE is 0; it must be at least 1"
+    );
+    anyhow::ensure!(
+        config.queue_max_size > 0,
+        "QUEUE_MAX_SIZE is 0; it must be at least 1"
+    );
+    anyhow::ensure!(
+        config.max_batch_tokens >= max_batch_size,
+        "MAX_BATCH_TOKENS {} is below MAX_BATCH_SIZE {max_batch_size}: a step must have room for \
+         one token of each sequence; raise the one or lower the other",
+        config.max_batch_tokens,
+    );
+    anyhow::ensure!(
+        max_model_len >= 2,
+        "MAX_MODEL_LEN {max_model_len} leaves no room for a prompt token and an output token"
+    );
+    anyhow::ensure!(
+        max_model_len <= pool_tokens,
+        "a sequence of MAX_MODEL_LEN {max_model_len} tokens does not fit in the KV cache of \
+         {pool_tokens} tokens; raise KV_CACHE_SIZE or lower MAX_MODEL_LEN"
+    );
+    Ok(())
+}
+
+fn initial_stats(limits: Limits, max_batch_tokens: usize, kv: KvCapacity) -> EngineStats {
+    EngineStats {
+        queue: QueueStats {
+            max_waiting_requests: limits.queue_max_size,
+            ..QueueStats::default()
+        },
+        batch: BatchStats {
+            max_batch_size: limits.max_batch_size,
+            max_batch_tokens,
+            ..BatchStats::default()
+        },
+        kv_cache: KvStats {
+            block_size_tokens: BLOCK_SIZE,
+            total_blocks: kv.num_blocks,
+            free_blocks: kv.num_blocks,
+            capacity_tokens: kv.num_tokens(),
+            bytes_per_token: kv.bytes_per_token,
+            total_bytes: kv.bytes_per_token * kv.num_tokens() as u64,
+            ..KvStats::default()
+        },
+        ..EngineStats::default()
+    }
+}
+
+/// All mutable state of generation. One thread owns it; others only send to its inbox.
+struct Worker {
+    inbox: Receiver<Sequence>,
+    shared: Arc<Shared>,
+    max_wait_time: Duration,
+    scheduler: Scheduler,
+    kv: KvCache,
+    runner: Box<dyn Runner>,
+    sampler: Sampler,
+    plan: StepPlan,
+    batch: RaggedBatch,
+    stats: EngineStats,
+    last_completion: Option<Instant>,
+}
+
+/// How a sequence ended.
+#[derive(Clone, Debug)]
+enum Outcome {
+    Finished(FinishReason),
+    Cancelled,
+    TimedOut,
+    Failed(String),
+}
+
+impl Worker {
+    fn run(mut self) {
+        while self.receive() {
+            self.end_cancelled_and_expired();
+            if !self.scheduler.is_idle() {
+                let step = catch_unwind(AssertUnwindSafe(|| self.step()));
+                if let Err(reason) = flatten(step) {
+                    return self.fail(&reason);
+                }
+            }
+            self.publish_stats();
+        }
+    }
+
+    /// Takes what has arrived; waits for it when there is nothing else to do. `false` when no
+    /// more can come and all is done.
+    fn receive(&mut self) -> bool {
+        if self.scheduler.is_idle() {
+            self.last_completion = None;
+            let Ok(first) = self.inbox.recv() else {
+                return false;
+            };
+            self.scheduler.waiting.push_back(first);
+            self.wait_for_company();
+        }
+        loop {
+            match self.inbox.try_recv() {
+                Ok(sequence) => self.scheduler.waiting.push_back(sequence),
+                // The senders are gone; what still runs has lost its clients and ends now.
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return true,
+            }
+        }
+    }
+
+    /// An idle engine may wait for a fuller first batch.
+    fn wait_for_company(&mut self) {
+        let until = Instant::now() + self.max_wait_time;
+        while self.scheduler.waiting.len() < self.shared.limits.max_batch_size {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            match self.inbox.recv_timeout(left) {
+                Ok(sequence) => self.scheduler.waiting.push_back(sequence),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn end_cancelled_and_expired(&mut self) {
+        let now = Instant::now();
+        let early_end = |sequence: &Sequence| {
+            if sequence.is_cancelled() {
+                Some(Outcome::Cancelled)
+            } else {
+                (now >= sequence.deadline).then_some(Outcome::TimedOut)
+            }
+        };
+        let mut ended = Vec::new();
+        let mut index = 0;
+        while let Some(sequence) = self.scheduler.waiting.get(index) {
+            match early_end(sequence) {
+                Some(outcome) => {
+                    let sequence = self.scheduler.waiting.remove(index);
+                    ended.extend(sequence.map(|sequence| (sequence, outcome)));
+                }
+                None => index += 1,
+            }
+        }
+        for index in (0..self.scheduler.running.len()).rev() {
+            if let Some(outcome) = early_end(&self.scheduler.running[index]) {
+                ended.push((self.scheduler.running.remove(index), outcome));
+            }
+        }
+        self.end(ended);
+    }
+
+    fn step(&mut self) -> anyhow::Result<()> {
+        let start = Instant::now();
+        self.scheduler.schedule(&mut self.kv, &mut self.plan);
+        assert!(
+            !self.plan.chunks.is_empty(),
+            "bug: sequences wait and none can run"
+        );
+        self.note_admissions(start);
+        batch::fill(&mut self.batch, &self.plan, &self.scheduler.running);
+        let forward_start = Instant::now();
+        let logits = self.runner.forward(&self.batch)?;
+        let forward_end = Instant::now();
+
+        let mut row = 0;
+        let mut outcomes = Vec::new();
+        for chunk in &self.plan.chunks {
+            let sequence = &mut self.scheduler.running[chunk.sequence];
+            let computed = sequence.table.num_tokens();
+            let tokens = &sequence.tokens[computed..computed + chunk.num_tokens];
+            self.kv.commit(&mut sequence.table, tokens);
+            if chunk.is_last {
+                let sampled = self.sampler.sample(logits.row(row), &mut sequence.sampler);
+                row += 1;
+                let outcome = match sampled {
+                    Ok(token) => accept(sequence, token, forward_end),
+                    Err(error) => Some(Outcome::Failed(error.to_string())),
+                };
+                outcomes.extend(outcome.map(|outcome| (chunk.sequence, outcome)));
+            }
+        }
+        self.count_step(row, forward_end - forward_start);
+        self.stats.batch.step_time_ms += milliseconds(start.elapsed());
+        let running = &mut self.scheduler.running;
+        let ended = outcomes
+            .into_iter()
+            .rev()
+            .map(|(index, outcome)| (running.remove(index), outcome))
+            .collect();
+        self.end(ended);
+        Ok(())
+    }
+
+    /// Frees and counts what has ended, and only then tells the clients: who sees its end finds
+    /// its memory free.
+    fn end(&mut self, mut ended: Vec<(Sequence, Outcome)>) {
+        if ended.is_empty() {
+            return;
+        }
+        for (sequence, outcome) in &mut ended {
+            self.kv.release(&mut sequence.table);
+            if sequence.admitted.is_none() {
+                self.shared.num_queued.fetch_sub(1, Ordering::Relaxed);
+            }
+            self.count(outcome);
+        }
+        self.publish_stats();
+        for (sequence, outcome) in ended {
+            match outcome {
+                Outcome::Finished(reason) => sequence.send(Event::Finished(reason)),
+                Outcome::Cancelled => {}
+                Outcome::TimedOut => {
+                    sequence.send(Event::Failed(sequence.timeout(Instant::now())));
+                }
+                Outcome::Failed(reason) => {
+                    sequence.send(Event::Failed(EngineError::StepFailed(reason)));
+                }
+            }
+        }
+    }
+
+    fn note_admissions(&mut self, now: Instant) {
+        let running = &mut self.scheduler.running;
+        let first_new = running.len() - self.plan.num_admitted;
+        for sequence in &mut running[first_new..] {
+            // One that comes back from a preemption was admitted before.
+            if sequence.admitted.is_none() {
+                sequence.admitted = Some(now);
+                let cached_tokens = sequence.table.num_tokens();
+                self.kv
+                    .count_prefix_query(sequence.num_prompt_tokens, cached_tokens);
+                self.shared.num_queued.fetch_sub(1, Ordering::Relaxed);
+                sequence.send(Event::Admitted {
+                    at: now,
+                    cached_tokens,
+                });
+            }
+        }
+    }
+
+    fn count_step(&mut self, num_generated: usize, forward_time: Duration) {
+        let batch = &mut self.stats.batch;
+        batch.num_steps += 1;
+        batch.num_step_sequences += self.plan.chunks.len() as u64;
+        batch.num_generated_tokens += num_generated as u64;
+        batch.num_prefill_tokens += (self.batch.num_tokens() - num_generated) as u64;
+        batch.forward_time_ms += milliseconds(forward_time);
+        self.stats.num_preemptions += self.plan.num_preempted as u64;
+    }
+
+    fn count(&mut self, outcome: &Outcome) {
+        let requests = &mut self.stats.requests;
+        *match outcome {
+            Outcome::Finished(FinishReason::Stop) => &mut requests.num_finished_stop,
+            Outcome::Finished(FinishReason::Length) => &mut requests.num_finished_length,
+            Outcome::Cancelled => &mut requests.num_cancelled,
+            Outcome::TimedOut => &mut requests.num_timed_out,
+            Outcome::Failed(_) => &mut requests.num_failed,
+        } += 1;
+        if let Outcome::Finished(_) = outcome {
+            self.note_completion(Instant::now());
+        }
+    }
+
+    /// Keeps the mean time between completions while the engine is busy, for Retry-After.
+    fn note_completion(&mut self, now: Instant) {
+        const WEIGHT: f64 = 0.1;
+        if let Some(last) = self.last_completion.replace(now) {
+            let interval = milliseconds(now - last);
+            let mean = &mut self.stats.queue.completion_interval_ms;
+            let weight = if *mean == 0.0 { 1.0 } else { WEIGHT };
+            *mean += (interval - *mean) * weight;
+        }
+    }
+
+    fn publish_stats(&mut self) {
+        let cache = self.kv.stats();
+        let stats = &mut self.stats;
+        let running = &self.scheduler.running;
+        stats.batch.num_running_requests = running.len();
+        stats.batch.mean_batch_size = ratio(
+            stats.batch.num_step_sequences as f64,
+            stats.batch.num_steps as f64,
+        );
+        let kv = &mut stats.kv_cache;
+        kv.used_blocks = cache.used_blocks;
+        kv.cached_blocks = cache.cached_blocks;
+        kv.free_blocks = cache.free_blocks;
+        kv.used_tokens = running.iter().map(|s| s.table.num_tokens()).sum();
+        kv.used_bytes = (cache.used_blocks * BLOCK_SIZE) as u64 * kv.bytes_per_token;
+        kv.usage_ratio = ratio(cache.used_blocks as f64, cache.total_blocks as f64);
+        stats.prefix.query_tokens = cache.prefix_query_tokens;
+        stats.prefix.hit_tokens = cache.prefix_hit_tokens;
+        stats.prefix.hit_ratio = ratio(
+            cache.prefix_hit_tokens as f64,
+            cache.prefix_query_tokens as f64,
+        );
+        stats.evictions.num_evicted_blocks = cache.evicted_blocks;
+        stats.evictions.eviction_time_ms = milliseconds(cache.eviction_time);
+        self.shared.lock_stats().clone_from(stats);
+    }
+
+    /// A step broke: its sequences fail, nothing more is taken, readiness turns red.
+    fn fail(mut self, reason: &str) {
+        tracing::error!(reason, "a step failed; the engine ends");
+        self.shared
+            .health
+            .send_replace(Health::Failed(reason.to_owned()));
+        for sequence in self.scheduler.running.drain(..) {
+            sequence.send(Event::Failed(EngineError::StepFailed(reason.to_owned())));
+            self.stats.requests.num_failed += 1;
+        }
+        let waiting = self
+            .scheduler
+            .waiting
+            .drain(..)
+            .chain(self.inbox.try_iter());
+        for sequence in waiting {
+            sequence.send(Event::Failed(EngineError::Unavailable(reason.to_owned())));
+            self.stats.requests.num_failed += 1;
+        }
+        self.shared.lock_stats().clone_from(&self.stats);
+    }
+}
+
+/// Adds a sampled token to its sequence; says whether it was the last.
+fn accept(sequence: &mut Sequence, token: u32, at: Instant) -> Option<Outcome> {
+    sequence.tokens.push(token);
+    sequence.first_token.get_or_insert(at);
+    sequence.send(Event::Token { at, id: token });
+    if sequence.stop_token_ids.contains(&token) {
+        Some(Outcome::Finished(FinishReason::Stop))
+    } else if sequence.num_output_tokens() == sequence.max_tokens {
+        Some(Outcome::Finished(FinishReason::Length))
+    } else {
+        None
+    }
+}
+
+/// An error or a panic of a step, as text.
+fn flatten(step: Result<anyhow::Result<()>, Box<dyn Any + Send>>) -> Result<(), String> {
+    match step {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(format!("{error:#}")),
+        Err(panic) => Err(panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "panic without a message".to_owned())),
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
