@@ -1,2 +1,29 @@
 //! The benchmark harness: a client over HTTP. Imports nothing of the server, the engine or the
 //! model, so it can measure any other server and cannot flatter ours.
+//!
+//! The walk: [`workload`] (what is sent) > [`load`] (when) > [`client`] (one request) >
+//! [`record`] (what was seen) > [`metrics`] (what it means) > [`statistics`] > [`report`] >
+//! [`benchmarks_md`]. Beside it: [`own_server`] starts the server to measure, [`watch`] samples it.
+
+mod args;
+mod benchmarks_md;
+mod client;
+mod endpoint;
+mod load;
+mod machine;
+pub mod metrics;
+mod own_server;
+mod progress;
+mod provenance;
+pub mod record;
+mod report;
+mod server_stats;
+mod session;
+mod sse;
+pub mod statistics;
+mod watch;
+mod wire;
+pub mod workload;
+
+pub use args::BenchArgs;
+pub use session::{run, run_in};

@@ -1,0 +1,327 @@
+//! Sends one request and watches its answer: bytes in, a [`RequestRecord`] out.
+//!
+//! Whatever goes wrong is written into the record; nothing here ends a run.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode, header};
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+
+use super::endpoint::{Api, Ask, Endpoint};
+use super::record::{
+    Clock, Failure, FailureReason, RequestRecord, ServerTimings, Usage, round_to_us,
+};
+use super::sse::{LineTooLong, SseParser};
+use super::wire::{Answer, error_message};
+use super::workload::Prompt;
+
+/// Most bytes of an answer that is not a stream.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// Limit for the questions beside the measurement: models, stats, health.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What all requests of a run share.
+#[derive(Clone, Debug)]
+pub struct RequestParams {
+    pub model: String,
+    pub max_tokens: usize,
+    pub ignore_eos: bool,
+    pub timeout: Duration,
+    /// Begins every request id, so that the server's log tells runs apart.
+    pub id_prefix: String,
+}
+
+/// A client of one server, with kept-alive connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: HttpClient<HttpConnector, Full<Bytes>>,
+    pub endpoint: Endpoint,
+}
+
+impl Client {
+    pub fn new(endpoint: Endpoint) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let http = HttpClient::builder(TokioExecutor::new()).build(connector);
+        Self { http, endpoint }
+    }
+
+    /// Sends one prompt; `due` is when it should have been sent.
+    pub async fn send(
+        &self,
+        params: &RequestParams,
+        prompt: &Prompt,
+        index: usize,
+        due: Instant,
+        clock: &Clock,
+    ) -> RequestRecord {
+        let request_id = format!("{}-{index}", params.id_prefix);
+        let ask = Ask {
+            model: &params.model,
+            prompt: &prompt.text,
+            max_tokens: params.max_tokens,
+            ignore_eos: params.ignore_eos,
+        };
+        let request = self.post(&self.endpoint.body(&ask), &request_id);
+        let sent = Instant::now();
+        let mut seen = Observation::default();
+        let exchange = async { self.exchange(request?, &mut seen).await };
+        let outcome = tokio::time::timeout(params.timeout, exchange).await;
+        let failure = match outcome {
+            Ok(result) => result.err(),
+            Err(_) => {
+                let message = format!("no end after {} s", params.timeout.as_secs_f64());
+                Some(Failure::new(FailureReason::Timeout, message))
+            }
+        };
+        let end = if failure.is_some() {
+            Instant::now()
+        } else {
+            seen.end.unwrap_or_else(Instant::now)
+        };
+        RequestRecord {
+            index,
+            prompt: prompt.id,
+            repeat: prompt.repeat,
+            request_id,
+            due_ms: clock.ms(due),
+            sent_ms: clock.ms(sent),
+            first_token_ms: seen.first_token.map(|at| clock.ms(at)),
+            end_ms: clock.ms(end),
+            gaps_ms: seen.gaps_ms,
+            usage: seen.usage,
+            cached: seen.cached,
+            timings: seen.timings,
+            finish_reason: seen.finish_reason,
+            status: seen.status.map(|status| status.as_u16()),
+            failure,
+        }
+    }
+
+    fn post(&self, body: &Value, request_id: &str) -> Result<Request<Full<Bytes>>, Failure> {
+        Request::builder()
+            .method(Method::POST)
+            .uri(self.endpoint.url(self.endpoint.path()))
+            .header(header::CONTENT_TYPE, "application/json")
+            .header("x-request-id", request_id)
+            .body(Full::from(body.to_string()))
+            .map_err(|error| Failure::new(FailureReason::Connection, error.to_string()))
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+        seen: &mut Observation,
+    ) -> Result<(), Failure> {
+        let response = self
+            .http
+            .request(request)
+            .await
+            .map_err(|error| Failure::new(FailureReason::Connection, chain(&error)))?;
+        seen.status = Some(response.status());
+        if response.status() != StatusCode::OK {
+            let body = whole_body(response).await.unwrap_or_default();
+            return Err(Failure::new(FailureReason::Status, error_message(&body)));
+        }
+        if is_event_stream(&response) {
+            self.watch_stream(response, seen).await
+        } else {
+            read_whole(response, seen).await
+        }
+    }
+
+    async fn watch_stream(
+        &self,
+        response: Response<Incoming>,
+        seen: &mut Observation,
+    ) -> Result<(), Failure> {
+        let mut body = response.into_body();
+        let mut parser = SseParser::default();
+        while let Some(frame) = body.frame().await {
+            let now = Instant::now();
+            let frame = frame.map_err(|error| cut_stream(&chain(&error)))?;
+            if let Some(bytes) = frame.data_ref() {
+                parser.feed(bytes, |data| seen.take_event(data, now))?;
+            }
+        }
+        match (self.endpoint.api, seen) {
+            (
+                _,
+                Observation {
+                    finish_reason: None,
+                    ..
+                },
+            ) => Err(cut_stream("no finish reason came")),
+            (Api::Completions, Observation { done: false, .. }) => {
+                Err(cut_stream("no [DONE] came"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// GETs a JSON document; `None` if the server has no such path or answers otherwise.
+    ///
+    /// # Errors
+    /// The server cannot be reached or does not answer in time.
+    pub async fn get_json(&self, path: &str) -> anyhow::Result<Option<Value>> {
+        let (status, body) = self.get(path).await?;
+        Ok((status == StatusCode::OK)
+            .then(|| serde_json::from_slice(&body).ok())
+            .flatten())
+    }
+
+    /// GETs a path.
+    ///
+    /// # Errors
+    /// The server cannot be reached or does not answer in time.
+    pub async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+        let url = self.endpoint.url(path);
+        let question = async {
+            let response = self.http.get(url.parse()?).await?;
+            let status = response.status();
+            let body = whole_body(response)
+                .await
+                .map_err(|error| anyhow::anyhow!(error))?;
+            anyhow::Ok((status, body))
+        };
+        match tokio::time::timeout(QUESTION_TIMEOUT, question).await {
+            Ok(answer) => answer.with_context(|| format!("cannot reach {url}")),
+            Err(_) => bail!(
+                "{url} gave no answer within {} s",
+                QUESTION_TIMEOUT.as_secs()
+            ),
+        }
+    }
+
+    /// The first model of `/v1/models`.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or lists no model.
+    pub async fn model_id(&self) -> anyhow::Result<String> {
+        let models = self.get_json("/v1/models").await?;
+        let id = models
+            .as_ref()
+            .and_then(|models| models["data"][0]["id"].as_str());
+        id.map(str::to_owned).with_context(|| {
+            format!(
+                "{} lists no model: --endpoint takes the base address of an OpenAI-compatible server, or the \
+                 address of a /generate",
+                self.endpoint.url("/v1/models")
+            )
+        })
+    }
+}
+
+/// What has been seen of one answer; stays readable when the exchange is cut by its time limit.
+#[derive(Debug, Default)]
+struct Observation {
+    status: Option<StatusCode>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    end: Option<Instant>,
+    gaps_ms: Vec<f64>,
+    usage: Option<Usage>,
+    cached: Option<bool>,
+    timings: Option<ServerTimings>,
+    finish_reason: Option<String>,
+    /// `[DONE]` came.
+    done: bool,
+}
+
+impl Observation {
+    fn take_event(&mut self, data: &[u8], now: Instant) -> Result<(), Failure> {
+        if data == b"[DONE]" {
+            self.done = true;
+            return Ok(());
+        }
+        let answer: Answer = serde_json::from_slice(data).map_err(|error| {
+            Failure::new(
+                FailureReason::Malformed,
+                format!("an event is not the expected JSON: {error}"),
+            )
+        })?;
+        if answer.has_text() {
+            self.take_token(now);
+        }
+        self.take_answer(answer, now)
+    }
+
+    fn take_token(&mut self, now: Instant) {
+        if let Some(last) = self.last_token.replace(now) {
+            self.gaps_ms
+                .push(round_to_us((now - last).as_secs_f64() * 1e3));
+        }
+        self.first_token.get_or_insert(now);
+        self.end = Some(now);
+    }
+
+    fn take_answer(&mut self, mut answer: Answer, now: Instant) -> Result<(), Failure> {
+        if let Some(error) = answer.error {
+            return Err(Failure::new(
+                FailureReason::ErrorEvent,
+                error.into_message(),
+            ));
+        }
+        if let Some(reason) = answer.finish_reason() {
+            self.finish_reason = Some(reason);
+            self.end = Some(now);
+        }
+        self.usage = answer.usage().or(self.usage);
+        self.cached = answer.cached.or(self.cached);
+        self.timings = answer.timings.or(self.timings);
+        Ok(())
+    }
+}
+
+/// An answer in one piece has an end, and no first token: that is not made up.
+async fn read_whole(response: Response<Incoming>, seen: &mut Observation) -> Result<(), Failure> {
+    let body = whole_body(response)
+        .await
+        .map_err(|error| Failure::new(FailureReason::Connection, error.to_string()))?;
+    let now = Instant::now();
+    let answer: Answer = serde_json::from_slice(&body).map_err(|error| {
+        let message = format!("the answer is neither JSON nor an event stream: {error}");
+        Failure::new(FailureReason::Malformed, message)
+    })?;
+    seen.end = Some(now);
+    seen.take_answer(answer, now)
+}
+
+async fn whole_body(
+    response: Response<Incoming>,
+) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+    Ok(Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+        .collect()
+        .await?
+        .to_bytes())
+}
+
+fn is_event_stream(response: &Response<Incoming>) -> bool {
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    content_type
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.starts_with("text/event-stream"))
+}
+
+fn cut_stream(message: &str) -> Failure {
+    Failure::new(FailureReason::CutStream, message)
+}
+
+impl From<LineTooLong> for Failure {
+    fn from(error: LineTooLong) -> Self {
+        Self::new(FailureReason::Malformed, error.to_string())
+    }
+}
+
+/// An error with its causes: hyper's own message is only the outermost.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
