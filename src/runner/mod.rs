@@ -1,5 +1,11 @@
 //! Runs a model over a ragged batch. The seam between scheduling (integers) and tensors.
 
+pub mod candle;
+mod kv_pool;
+mod linear;
+mod memory;
+mod step;
+
 /// One step's work for a [`Runner`]: several sequences, each with one or more consecutive tokens,
 /// packed without padding. Sequence `i` owns the packed rows `q_start[i]..q_start[i + 1]`.
 ///

@@ -1,0 +1,135 @@
+//! Tensors on disk, found and checked but not yet read: a runner reads them one by one, in the form
+//! it wants, so that a model is never in memory twice.
+//!
+//! They are read with plain reads, not mapped: a file that shrinks meanwhile is an error, not a fault.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use candle_core::quantized::{GgmlDType, ggml_file};
+use candle_core::{DType, Device, Tensor};
+
+/// One tensor in a file.
+#[derive(Clone, Debug)]
+pub struct StoredTensor {
+    pub name: String,
+    pub dtype: GgmlDType,
+    /// Outermost dimension first: (out_features, in_features) for most matrices.
+    pub shape: Vec<usize>,
+    pub(super) file: Arc<OpenFile>,
+    /// From the start of the file, in bytes.
+    pub(super) offset: u64,
+    pub num_bytes: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub path: PathBuf,
+    pub file: File,
+}
+
+impl StoredTensor {
+    /// Its bytes, as the file has them.
+    pub fn read_bytes(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.num_bytes];
+        self.file
+            .file
+            .read_exact_at(&mut bytes, self.offset)
+            .with_context(|| {
+                let path = self.file.path.display();
+                format!("cannot read tensor {} of {path}; fetch it again", self.name)
+            })?;
+        Ok(bytes)
+    }
+
+    /// Its values as f32 on the CPU; exact for every type, as all are narrower. (shape)
+    pub fn read_f32(&self) -> Result<Tensor> {
+        let bytes = self.read_bytes()?;
+        let dense = |dtype| Tensor::from_raw_buffer(&bytes, dtype, &self.shape, &Device::Cpu);
+        let tensor = match self.dtype {
+            GgmlDType::F32 => dense(DType::F32),
+            GgmlDType::F16 => dense(DType::F16),
+            GgmlDType::BF16 => dense(DType::BF16),
+            quantized => {
+                let shape = self.shape.clone();
+                ggml_file::qtensor_from_ggml(quantized, &bytes, shape, &Device::Cpu)
+                    .and_then(|tensor| tensor.dequantize(&Device::Cpu))
+            }
+        };
+        tensor
+            .and_then(|tensor| tensor.to_dtype(DType::F32))
+            .with_context(|| format!("cannot read tensor {}", self.name))
+    }
+
+    pub fn num_elements(&self) -> u64 {
+        self.shape.iter().map(|&dim| dim as u64).product()
+    }
+}
+
+/// All tensors of a decoder, by the part they play.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    pub token_embedding: StoredTensor, // (vocab_size, hidden_size)
+    pub position_embedding: Option<StoredTensor>, // (max_positions, hidden_size)
+    pub layers: Vec<LayerWeights>,
+    pub final_norm: NormWeights,
+    /// `None`: the head is `token_embedding`.
+    pub head: Option<StoredTensor>, // (vocab_size, hidden_size)
+}
+
+#[derive(Clone, Debug)]
+pub struct LayerWeights {
+    pub attention_norm: NormWeights,
+    /// Q, K and V rows one after the other.
+    pub qkv: LinearWeights,
+    pub q_norm: Option<StoredTensor>, // (head_dim)
+    pub k_norm: Option<StoredTensor>, // (head_dim)
+    pub output: LinearWeights,
+    pub mlp_norm: NormWeights,
+    /// Gate rows, then up rows, where the MLP is gated.
+    pub up: LinearWeights,
+    pub down: LinearWeights,
+}
+
+#[derive(Clone, Debug)]
+pub struct NormWeights {
+    pub weight: StoredTensor,       // (hidden_size)
+    pub bias: Option<StoredTensor>, // (hidden_size)
+}
+
+/// One linear layer, stored in one or more pieces that follow one another along the output.
+#[derive(Clone, Debug)]
+pub struct LinearWeights {
+    pub in_features: usize,
+    pub out_features: usize,
+    /// Each (out, in), or (in, out) where `is_in_by_out`.
+    pub weights: Vec<StoredTensor>,
+    /// None, or as many as `weights`, each (out).
+    pub biases: Vec<StoredTensor>,
+    /// GPT-2's Conv1D stores matrices transposed.
+    pub is_in_by_out: bool,
+}
+
+impl Weights {
+    /// Every tensor once.
+    pub fn tensors(&self) -> impl Iterator<Item = &StoredTensor> {
+        let ends = [&self.token_embedding, &self.final_norm.weight].into_iter();
+        let options = [&self.position_embedding, &self.final_norm.bias, &self.head];
+        ends.chain(options.into_iter().flatten())
+            .chain(self.layers.iter().flat_map(LayerWeights::tensors))
+    }
+}
+
+impl LayerWeights {
+    fn tensors(&self) -> impl Iterator<Item = &StoredTensor> {
+        let linears = [&self.qkv, &self.output, &self.up, &self.down].into_iter();
+        let norms = [&self.attention_norm, &self.mlp_norm].into_iter();
+        linears
+            .flat_map(|linear| linear.weights.iter().chain(&linear.biases))
+            .chain(norms.flat_map(|norm| std::iter::once(&norm.weight).chain(&norm.bias)))
+            .chain([&self.q_norm, &self.k_norm].into_iter().flatten())
+    }
+}

@@ -1,0 +1,437 @@
+//! The reference runner: a decoder written in candle's tensor operations, for any device.
+//!
+//! Written to be read beside a textbook: embed; in each layer normalise, attend, add, normalise,
+//! MLP, add; normalise; project the wanted rows to the vocabulary. On the CPU all weights are dense
+//! f32, and a row's logits have the same bits in every batch. On a GPU weights and KV are 16 bits
+//! wide and only rounding may differ.
+
+use anyhow::{Context, Result, ensure};
+use candle_core::quantized::GgmlDType;
+use candle_core::{DType, Device, Tensor};
+use candle_nn::ops;
+
+use super::kv_pool::KvPool;
+use super::linear::{self, Linear};
+use super::step::{CONTEXT_TILE, Group, Step};
+use super::{Logits, RaggedBatch, Runner, memory};
+use crate::model::{
+    Activation, LayerWeights, LinearWeights, Mlp, ModelSpec, NormWeights, Positions, Rope,
+    RopePairing, StoredTensor, Weights,
+};
+
+/// A model, its KV storage and the logits of the last step.
+#[derive(Debug)]
+pub struct CandleRunner {
+    spec: ModelSpec,
+    device: Device,
+    dtype: DType,
+    token_embedding: TokenEmbedding,
+    position_embedding: Option<Tensor>, // (max_positions, hidden_size)
+    layers: Vec<Layer>,
+    final_norm: Norm,
+    /// `None`: the token embedding is the head.
+    head: Option<Linear>,
+    block_size: usize,
+    logits: Logits,
+}
+
+/// The vectors of the vocabulary.
+#[derive(Debug)]
+enum TokenEmbedding {
+    Table(Tensor), // (vocab_size, hidden_size)
+    /// One matrix for both ends, in the order that the head needs.
+    TiedHead(Linear), // (hidden_size, vocab_size)
+}
+
+#[derive(Debug)]
+struct Layer {
+    attention_norm: Norm,
+    qkv: Linear,
+    qk_norm: Option<(Norm, Norm)>,
+    output: Linear,
+    mlp_norm: Norm,
+    up: Linear,
+    down: Linear,
+    kv: KvPool,
+}
+
+#[derive(Debug)]
+struct Norm {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    eps: f32,
+}
+
+/// Bytes of K and V that one token takes in a pool of [`CandleRunner`].
+pub fn kv_bytes_per_token(spec: &ModelSpec, device: &Device) -> u64 {
+    let bytes = if device.is_cpu() { 4 } else { 2 };
+    spec.kv_elements_per_token() as u64 * bytes
+}
+
+impl CandleRunner {
+    /// Reads the weights and sets up storage for `num_blocks` blocks of `block_size` tokens.
+    ///
+    /// Fails before it allocates if weights and storage cannot fit the free memory of a CPU.
+    pub fn new(
+        spec: &ModelSpec,
+        weights: &Weights,
+        device: &Device,
+        num_blocks: usize,
+        block_size: usize,
+    ) -> Result<Self> {
+        if device.is_cpu() {
+            let parameters: u64 = weights.tensors().map(StoredTensor::num_elements).sum();
+            let pool_tokens = num_blocks as u64 * block_size as u64;
+            memory::ensure_free(
+                parameters * 4,
+                pool_tokens.saturating_mul(kv_bytes_per_token(spec, device)),
+            )?;
+        }
+        let num_slots = num_blocks
+            .checked_mul(block_size)
+            .context("the KV cache is too large")?;
+        ensure!(
+            num_slots > 0 && u32::try_from(num_slots).is_ok(),
+            "a KV cache of {num_slots} tokens is not possible"
+        );
+        let place = Placement {
+            dtype: dtype(weights, device),
+            device: device.clone(),
+        };
+        let (token_embedding, head) = match &weights.head {
+            Some(head) => {
+                let table = place.tensor(&weights.token_embedding)?;
+                let head = place.to(linear::read_transposed(head)?)?;
+                (
+                    TokenEmbedding::Table(table),
+                    Some(Linear::from_matrix(head)),
+                )
+            }
+            None => {
+                let both = place.to(linear::read_transposed(&weights.token_embedding)?)?;
+                (TokenEmbedding::TiedHead(Linear::from_matrix(both)), None)
+            }
+        };
+        let pool_shape = (spec.num_kv_heads, num_slots, spec.head_dim);
+        let layers = weights
+            .layers
+            .iter()
+            .map(|layer| Layer::load(spec, layer, &place, pool_shape))
+            .collect::<Result<_>>()?;
+        let position_embedding = weights.position_embedding.as_ref();
+        Ok(Self {
+            token_embedding,
+            position_embedding: position_embedding
+                .map(|table| place.tensor(table))
+                .transpose()?,
+            layers,
+            final_norm: place.norm(spec, &weights.final_norm)?,
+            head,
+            block_size,
+            logits: Logits {
+                values: Vec::new(),
+                vocab_size: spec.vocab_size,
+            },
+            dtype: place.dtype,
+            device: place.device,
+            spec: spec.clone(),
+        })
+    }
+
+    /// Logits of the wanted rows. (logit_rows, vocab_size)
+    fn run(&self, batch: &RaggedBatch) -> Result<Tensor> {
+        for copy in &batch.copies {
+            for layer in &self.layers {
+                layer.kv.copy_block(copy, self.block_size)?;
+            }
+        }
+        let step = Step::new(batch, &self.spec, self.block_size, self.dtype, &self.device)?;
+        let rotation = self.rotation(&step.positions)?;
+        let mut x = self.embed(&step)?; // (tokens, hidden_size)
+        for layer in &self.layers {
+            let attended = layer.attend(&self.spec, &step, rotation.as_ref(), &x)?;
+            x = (x + attended)?;
+            x = (&x + layer.mlp(self.spec.mlp, &x)?)?;
+        }
+        let x = self
+            .final_norm
+            .forward(&x.index_select(&step.logit_rows, 0)?)?;
+        let logits = match (&self.head, &self.token_embedding) {
+            (Some(head), _) | (None, TokenEmbedding::TiedHead(head)) => head.forward(&x)?,
+            (None, TokenEmbedding::Table(_)) => unreachable!("bug: a model without a head"),
+        };
+        Ok(logits.to_dtype(DType::F32)?)
+    }
+
+    fn embed(&self, step: &Step) -> Result<Tensor> {
+        let x = match &self.token_embedding {
+            TokenEmbedding::Table(table) => table.index_select(&step.token_ids, 0)?,
+            TokenEmbedding::TiedHead(head) => head
+                .weight()
+                .index_select(&step.token_ids, 1)?
+                .t()?
+                .contiguous()?,
+        };
+        Ok(match &self.position_embedding {
+            None => x,
+            Some(table) => {
+                let positions = Tensor::new(step.positions.as_slice(), &self.device)?;
+                (x + table.index_select(&positions, 0)?)?
+            }
+        })
+    }
+
+    fn rotation(&self, positions: &[u32]) -> Result<Option<Rotation>> {
+        match &self.spec.positions {
+            Positions::Learned => Ok(None),
+            Positions::Rope(rope) => {
+                Rotation::new(rope, positions, self.dtype, &self.device).map(Some)
+            }
+        }
+    }
+}
+
+impl Runner for CandleRunner {
+    fn forward(&mut self, batch: &RaggedBatch) -> Result<&Logits> {
+        self.logits.values = match batch.logit_rows.is_empty() && batch.token_ids.is_empty() {
+            true => Vec::new(),
+            false => self.run(batch)?.flatten_all()?.to_vec1()?,
+        };
+        Ok(&self.logits)
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.spec.vocab_size
+    }
+}
+
+impl Layer {
+    fn load(
+        spec: &ModelSpec,
+        weights: &LayerWeights,
+        place: &Placement,
+        pool_shape: (usize, usize, usize),
+    ) -> Result<Self> {
+        let head_norm = |weight: &Option<StoredTensor>| -> Result<Option<Norm>> {
+            let norm = weight.as_ref().map(|weight| {
+                let (weight, bias) = (weight.clone(), None);
+                place.norm(spec, &NormWeights { weight, bias })
+            });
+            norm.transpose()
+        };
+        let in_order = |row| row;
+        Ok(Self {
+            attention_norm: place.norm(spec, &weights.attention_norm)?,
+            qkv: place.linear(&weights.qkv, |row| half_split_feature(spec, row))?,
+            qk_norm: head_norm(&weights.q_norm)?.zip(head_norm(&weights.k_norm)?),
+            output: place.linear(&weights.output, in_order)?,
+            mlp_norm: place.norm(spec, &weights.mlp_norm)?,
+            up: place.linear(&weights.up, in_order)?,
+            down: place.linear(&weights.down, in_order)?,
+            kv: KvPool::new(pool_shape, place.dtype, &place.device)?,
+        })
+    }
+
+    /// What attention adds to the rows of `x`. (tokens, hidden_size)
+    fn attend(
+        &self,
+        spec: &ModelSpec,
+        step: &Step,
+        rotation: Option<&Rotation>,
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        let num_tokens = x.dim(0)?;
+        let qkv = self.qkv.forward(&self.attention_norm.forward(x)?)?;
+        let (heads, kv_heads) = (spec.num_heads, spec.num_kv_heads);
+        let part = |first_head: usize, heads: usize| -> Result<Tensor> {
+            let part = qkv.narrow(1, first_head * spec.head_dim, heads * spec.head_dim)?;
+            Ok(part
+                .contiguous()?
+                .reshape((num_tokens, heads, spec.head_dim))?)
+        };
+        let mut q = part(0, heads)?;
+        let mut k = part(heads, kv_heads)?;
+        let v = part(heads + kv_heads, kv_heads)?;
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            q = q_norm.forward(&q)?;
+            k = k_norm.forward(&k)?;
+        }
+        if let Some(rotation) = rotation {
+            q = rotation.apply(&q)?;
+            k = rotation.apply(&k)?;
+        }
+        self.kv.write(&step.runs, &k, &v)?;
+        let q = (q * (spec.head_dim as f64).powf(-0.5))?;
+        let attended = step
+            .groups
+            .iter()
+            .map(|group| self.attend_group(spec, group, &q))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        let attended = match attended.len() {
+            1 => attended[0].clone(),
+            _ => Tensor::cat(&attended, 0)?,
+        };
+        Ok(self.output.forward(&attended)?)
+    }
+
+    /// Attention of the sequences of one group. (rows of the group, num_heads * head_dim)
+    fn attend_group(
+        &self,
+        spec: &ModelSpec,
+        group: &Group,
+        q: &Tensor, // (tokens, num_heads, head_dim)
+    ) -> candle_core::Result<Tensor> {
+        let (kv_heads, head_dim) = (spec.num_kv_heads, spec.head_dim);
+        let heads_per_kv_head = spec.num_heads / kv_heads;
+        let (sequences, queries) = (group.num_sequences, group.num_queries);
+        let (_, query_rows, context) = group.mask.dims3()?;
+        let used_rows = heads_per_kv_head * queries;
+
+        let (k, v) = self.kv.gather(&group.slots)?;
+        let k = k.reshape((kv_heads, sequences, context, head_dim))?;
+        let v = v.reshape((kv_heads, sequences, context, head_dim))?;
+        let q = q
+            .narrow(0, group.first_row, sequences * queries)?
+            .reshape((sequences, queries, kv_heads, heads_per_kv_head, head_dim))?
+            .permute((2, 0, 3, 1, 4))?
+            .contiguous()?
+            .reshape((kv_heads, sequences, used_rows, head_dim))?
+            .pad_with_zeros(2, 0, query_rows - used_rows)?;
+        let scores = q.matmul(&k.t()?)?; // (kv_heads, sequences, query_rows, context)
+        let scores = scores.broadcast_add(&group.mask)?;
+        let probabilities = ops::softmax_last_dim(&scores)?;
+        weighted_sum(&probabilities, &v)?
+            .narrow(2, 0, used_rows)?
+            .reshape((kv_heads, sequences, heads_per_kv_head, queries, head_dim))?
+            .permute((1, 3, 0, 2, 4))?
+            .contiguous()?
+            .reshape((sequences * queries, spec.num_heads * head_dim))
+    }
+
+    /// What the MLP adds to the rows of `x`. (tokens, hidden_size)
+    fn mlp(&self, mlp: Mlp, x: &Tensor) -> Result<Tensor> {
+        let up = self.up.forward(&self.mlp_norm.forward(x)?)?;
+        let inner = match mlp {
+            Mlp::Plain(activation) => activate(activation, &up)?,
+            Mlp::Gated(activation) => {
+                let width = up.dim(1)? / 2;
+                let gate = activate(activation, &up.narrow(1, 0, width)?)?;
+                (gate * up.narrow(1, width, width)?)?
+            }
+        };
+        Ok(self.down.forward(&inner)?)
+    }
+}
+
+/// Sums V, weighted, over the context: tile by tile, so that portions do not depend on its length.
+fn weighted_sum(probabilities: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
+    let context = v.dim(2)?;
+    let tile = |start: usize| {
+        let len = CONTEXT_TILE.min(context - start);
+        let weights = probabilities.narrow(3, start, len)?;
+        weights.matmul(&v.narrow(2, start, len)?)
+    };
+    let mut sum = tile(0)?;
+    for start in (CONTEXT_TILE..context).step_by(CONTEXT_TILE) {
+        sum = (sum + tile(start)?)?;
+    }
+    Ok(sum)
+}
+
+fn activate(activation: Activation, x: &Tensor) -> candle_core::Result<Tensor> {
+    match activation {
+        Activation::Silu => x.silu(),
+        Activation::Gelu => x.gelu_erf(),
+        Activation::GeluTanh => x.gelu(),
+    }
+}
+
+impl Norm {
+    /// Normalises the last dimension.
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match &self.bias {
+            None => ops::rms_norm(x, &self.weight, self.eps),
+            Some(bias) => ops::layer_norm(x, &self.weight, bias, self.eps),
+        }
+    }
+}
+
+/// The rotation of each token of a step.
+struct Rotation {
+    cos: Tensor, // (tokens, head_dim / 2)
+    sin: Tensor, // (tokens, head_dim / 2)
+}
+
+impl Rotation {
+    fn new(rope: &Rope, positions: &[u32], dtype: DType, device: &Device) -> Result<Self> {
+        let frequencies = &rope.inverse_frequencies;
+        let angles = positions
+            .iter()
+            .flat_map(|&position| frequencies.iter().map(move |f| position as f32 * f));
+        let (cos, sin): (Vec<_>, Vec<_>) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
+        let shape = (positions.len(), frequencies.len());
+        let place = |values| Tensor::from_vec(values, shape, device)?.to_dtype(dtype);
+        Ok(Self {
+            cos: place(cos)?,
+            sin: place(sin)?,
+        })
+    }
+
+    /// Rotates all heads. (tokens, heads, head_dim)
+    fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        candle_nn::rotary_emb::rope_thd(&x.unsqueeze(0)?, &self.cos, &self.sin)?.squeeze(0)
+    }
+}
+
+/// Where a stored row of Q, K and V belongs, for heads whose pairs are `i` and `i + head_dim / 2`.
+fn half_split_feature(spec: &ModelSpec, row: usize) -> usize {
+    let is_rotated = row < (spec.num_heads + spec.num_kv_heads) * spec.head_dim;
+    match &spec.positions {
+        Positions::Rope(rope) if rope.pairing == RopePairing::Interleaved && is_rotated => {
+            let (head, element) = (row / spec.head_dim, row % spec.head_dim);
+            head * spec.head_dim + element / 2 + element % 2 * (spec.head_dim / 2)
+        }
+        _ => row,
+    }
+}
+
+/// f32 on a CPU; on a GPU 16 bits, of the kind that the file has.
+fn dtype(weights: &Weights, device: &Device) -> DType {
+    match (device.is_cpu(), weights.token_embedding.dtype) {
+        (true, _) => DType::F32,
+        (false, GgmlDType::BF16) => DType::BF16,
+        (false, _) => DType::F16,
+    }
+}
+
+/// How and where weights are kept.
+struct Placement {
+    dtype: DType,
+    device: Device,
+}
+
+impl Placement {
+    fn to(&self, tensor: Tensor) -> Result<Tensor> {
+        Ok(tensor.to_dtype(self.dtype)?.to_device(&self.device)?)
+    }
+
+    fn tensor(&self, stored: &StoredTensor) -> Result<Tensor> {
+        self.to(stored.read_f32()?)
+    }
+
+    fn linear(&self, linear: &LinearWeights, feature: impl Fn(usize) -> usize) -> Result<Linear> {
+        Linear::load(linear, feature, self.dtype, &self.device)
+    }
+
+    fn norm(&self, spec: &ModelSpec, norm: &NormWeights) -> Result<Norm> {
+        Ok(Norm {
+            weight: self.tensor(&norm.weight)?,
+            bias: norm
+                .bias
+                .as_ref()
+                .map(|bias| self.tensor(bias))
+                .transpose()?,
+            eps: spec.norm.eps as f32,
+        })
+    }
+}
