@@ -1,0 +1,76 @@
+//! One call of an endpoint with a JSON body: who asks, since when, and the fields.
+
+use std::time::Instant;
+
+use axum::body::{Body, HttpBody};
+use axum::extract::{FromRequest, Request};
+use futures_util::StreamExt;
+
+use super::error::ApiError;
+use super::fields::Fields;
+use super::request_id::RequestId;
+
+/// Largest body. A prompt of 100,000 tokens is below 1 MiB, as text or as ids.
+const MAX_BODY_BYTES: usize = 4 << 20;
+
+/// A larger body up to this size is read to its end and thrown away: a client that still sends
+/// when the connection closes would see a reset instead of the 413.
+const MAX_DRAINED_BYTES: usize = 64 << 20;
+
+/// A request whose body is here and is a JSON object.
+#[derive(Debug)]
+pub struct Call {
+    pub id: RequestId,
+    /// When the body was complete: a slow sender's time is not the server's.
+    pub arrived: Instant,
+    pub fields: Fields,
+}
+
+impl<S: Send + Sync> FromRequest<S> for Call {
+    type Rejection = ApiError;
+
+    /// The content type is not looked at: everything here takes JSON, and `curl -d` calls it a form.
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+        let id = request
+            .extensions()
+            .get::<RequestId>()
+            .cloned()
+            .expect("bug: a route without the envelope");
+        let body = read_body(request.into_body()).await?;
+        Ok(Self {
+            id,
+            arrived: Instant::now(),
+            fields: Fields::parse(&body)?,
+        })
+    }
+}
+
+async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
+    const TOO_LARGE: ApiError = ApiError::BodyTooLarge {
+        limit_bytes: MAX_BODY_BYTES,
+    };
+    let declared_bytes = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if declared_bytes > MAX_DRAINED_BYTES {
+        return Err(TOO_LARGE);
+    }
+    let mut chunks = body.into_data_stream();
+    let mut bytes = Vec::with_capacity(declared_bytes.min(MAX_BODY_BYTES));
+    let mut num_seen = 0;
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| ApiError::Invalid {
+            param: None,
+            message: format!("the body could not be read: {error}"),
+            code: None,
+        })?;
+        num_seen += chunk.len();
+        if num_seen <= MAX_BODY_BYTES {
+            bytes.extend_from_slice(&chunk);
+        } else if num_seen > MAX_DRAINED_BYTES {
+            break;
+        }
+    }
+    if num_seen > MAX_BODY_BYTES {
+        return Err(TOO_LARGE);
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,172 @@
+//! `POST /v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use serde_json::{Map, Value};
+
+use super::answer::{self, Shape};
+use super::messages::{self, Messages};
+use super::stream_mode::StreamMode;
+use crate::engine::TokenId;
+use crate::server::call::Call;
+use crate::server::error::ApiError;
+use crate::server::fields::{Fields, Off};
+use crate::server::generation::{Generation, Job};
+use crate::server::options::{Dialect, Options};
+use crate::server::state::{AppState, Served};
+use crate::text::TextError;
+
+pub const PATH: &str = "/v1/chat/completions";
+
+const DIALECT: Dialect = Dialect {
+    max_tokens: &["max_completion_tokens", "max_tokens"],
+    default_max_tokens: None,
+    default_temperature: 1.0,
+};
+
+/// What is not supported, and the values that do not ask for it.
+const UNSUPPORTED: &[(&str, &[Off])] = &[
+    ("n", &[Off::Number(1)]),
+    ("logprobs", &[Off::False]),
+    ("top_logprobs", &[Off::Number(0)]),
+    ("prompt_logprobs", &[Off::False]),
+    ("logit_bias", &[Off::Empty]),
+    ("response_format", &[Off::TypeText]),
+    ("tools", &[Off::Empty]),
+    ("tool_choice", &[Off::Text("none"), Off::Text("auto")]),
+    ("parallel_tool_calls", &[Off::False, Off::True]),
+    ("functions", &[Off::Empty]),
+    ("function_call", &[Off::Text("none"), Off::Text("auto")]),
+    ("modalities", &[Off::TextOnly]),
+    ("audio", &[]),
+    ("prediction", &[]),
+    ("reasoning_effort", &[Off::Text("none")]),
+    ("verbosity", &[Off::Text("medium")]),
+    ("web_search_options", &[]),
+    ("service_tier", &[Off::Text("auto"), Off::Text("default")]),
+    ("store", &[Off::False]),
+    ("metadata", &[Off::Anything]),
+    ("user", &[Off::Anything]),
+    ("safety_identifier", &[Off::Anything]),
+    ("prompt_cache_key", &[Off::Anything]),
+    ("min_tokens", &[Off::Number(0)]),
+    ("length_penalty", &[Off::Number(1)]),
+    ("use_beam_search", &[Off::False]),
+    ("echo", &[Off::False]),
+    ("add_special_tokens", &[Off::False]),
+    ("skip_special_tokens", &[Off::True]),
+    ("spaces_between_special_tokens", &[Off::True]),
+    ("include_stop_str_in_output", &[Off::False]),
+    ("continue_final_message", &[Off::False]),
+    ("truncate_prompt_tokens", &[]),
+    ("return_token_ids", &[Off::False]),
+    ("priority", &[Off::Number(0)]),
+];
+
+/// A checked body.
+struct ChatRequest {
+    messages: Messages,
+    template: TemplateOptions,
+    options: Options,
+    mode: StreamMode,
+}
+
+/// How the messages become one prompt.
+struct TemplateOptions {
+    add_generation_prompt: bool,
+    /// More variables for the template.
+    kwargs: Map<String, Value>,
+}
+
+impl ChatRequest {
+    fn read(mut fields: Fields, state: &AppState) -> Result<Self, ApiError> {
+        state.check_model(fields.take("model", "a string", |_: &String| true)?)?;
+        let Some(messages) = fields.take_value("messages") else {
+            return Err(ApiError::invalid("messages", "`messages` is missing"));
+        };
+        let request = Self {
+            messages: messages::read(messages)?,
+            template: TemplateOptions {
+                add_generation_prompt: fields
+                    .take("add_generation_prompt", "true or false", |_: &bool| true)?
+                    .unwrap_or(true),
+                kwargs: read_kwargs(&mut fields)?,
+            },
+            options: Options::take(&mut fields, &DIALECT, state.limits.vocab_size)?,
+            mode: StreamMode::take(&mut fields)?,
+        };
+        fields.finish(UNSUPPORTED)?;
+        Ok(request)
+    }
+}
+
+/// The handler.
+pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Response, ApiError> {
+    let ChatRequest {
+        messages,
+        template,
+        options,
+        mode,
+    } = ChatRequest::read(call.fields, &state)?;
+    let prompt = state
+        .with_text(messages.text_bytes, move |served| {
+            encode(served, &messages.list, &template)
+        })
+        .await?;
+    let job = Job {
+        request_id: call.id.clone(),
+        endpoint: PATH,
+        arrived: call.arrived,
+        prompt,
+        prompt_field: "messages",
+        options: &options,
+    };
+    let generation = Generation::start(&state, job)?;
+    answer::respond(&state, Shape::Chat, mode, vec![generation], call.id).await
+}
+
+/// Variables that the template has from elsewhere would be ignored, so they are refused.
+fn read_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    const TAKEN: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+    let name = "chat_template_kwargs";
+    let kwargs = fields
+        .take(name, "an object", |_: &Map<_, _>| true)?
+        .unwrap_or_default();
+    match TAKEN.iter().find(|taken| kwargs.contains_key(**taken)) {
+        None => Ok(kwargs),
+        Some(taken) => {
+            let path = format!("{name}.{taken}");
+            let message = format!("`{path}` cannot be set: the request itself tells it");
+            Err(ApiError::invalid(path, message))
+        }
+    }
+}
+
+fn encode(
+    served: &Served,
+    messages: &Value,
+    options: &TemplateOptions,
+) -> Result<Vec<TokenId>, ApiError> {
+    let Some(template) = &served.chat_template else {
+        let message = "this model has no chat template: use /v1/completions";
+        return Err(ApiError::invalid("messages", message));
+    };
+    let TemplateOptions {
+        add_generation_prompt,
+        kwargs,
+    } = options;
+    let invalid = |error: TextError| ApiError::invalid("messages", error.to_string());
+    let text = template
+        .render(messages, None, *add_generation_prompt, kwargs)
+        .map_err(invalid)?;
+    let tokens = served.tokenizer.encode_chat(&text).map_err(invalid)?;
+    if tokens.is_empty() {
+        return Err(ApiError::invalid(
+            "messages",
+            "`messages` hold no token of the model",
+        ));
+    }
+    Ok(tokens)
+}

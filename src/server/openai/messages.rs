@@ -1,0 +1,195 @@
+//! The messages of a chat, checked and brought into the form that chat templates expect.
+
+use serde_json::{Value, json};
+
+use crate::server::error::ApiError;
+use crate::server::fields::{Field, Fields, Off};
+
+/// Most messages in one chat.
+const MAX_MESSAGES: usize = 4096;
+
+/// A list of `{"role", "content"}`, content as one string.
+#[derive(Debug, PartialEq)]
+pub struct Messages {
+    pub list: Value,
+    pub text_bytes: usize,
+}
+
+/// Clients send a former answer back as they got it, with these fields null or empty.
+const UNSUPPORTED: &[(&str, &[Off])] = &[
+    ("tool_calls", &[Off::Empty]),
+    ("tool_call_id", &[]),
+    ("function_call", &[]),
+    ("refusal", &[]),
+    ("annotations", &[Off::Empty]),
+    ("audio", &[]),
+    ("reasoning_content", &[Off::Empty]),
+];
+
+/// Reads the field `messages`.
+///
+/// # Errors
+/// No list, an empty one, or a message of another form.
+pub fn read(field: Field) -> Result<Messages, ApiError> {
+    let Field { path, value } = field;
+    let mut text_bytes = 0;
+    match value {
+        Value::Array(list) if (1..=MAX_MESSAGES).contains(&list.len()) => {
+            let list = list.into_iter().enumerate().map(|(index, value)| {
+                let path = format!("{path}[{index}]");
+                let (message, bytes) = read_message(Field { path, value })?;
+                text_bytes += bytes;
+                Ok(message)
+            });
+            let list = list.collect::<Result<Vec<Value>, ApiError>>()?;
+            Ok(Messages {
+                list: Value::Array(list),
+                text_bytes,
+            })
+        }
+        value => Err(Field { path, value }.invalid("a list of 1 to 4096 messages")),
+    }
+}
+
+fn read_message(field: Field) -> Result<(Value, usize), ApiError> {
+    let Field { path, value } = field;
+    let Some(mut fields) = Fields::of_object(value, &path) else {
+        return Err(ApiError::invalid(
+            &path,
+            format!("`{path}` must be an object"),
+        ));
+    };
+    let missing = |name: &str| {
+        let path = format!("{path}.{name}");
+        ApiError::invalid(&path, format!("`{path}` is missing"))
+    };
+    const ROLES: [&str; 4] = ["system", "developer", "user", "assistant"];
+    let role = fields.take(
+        "role",
+        "system, developer, user or assistant",
+        |role: &String| ROLES.contains(&role.as_str()),
+    )?;
+    let role = role.ok_or_else(|| missing("role"))?;
+    let content = fields
+        .take_value("content")
+        .ok_or_else(|| missing("content"))?;
+    let content = read_content(content)?;
+    let name = fields.take("name", "a string", |_: &String| true)?;
+    fields.finish(UNSUPPORTED)?;
+
+    let text_bytes = content.len();
+    // OpenAI's new name for the same thing; templates know only the old one.
+    let role = if role == "developer" { "system" } else { &role };
+    let mut message = json!({"role": role, "content": content});
+    if let Some(name) = name {
+        message["name"] = json!(name);
+    }
+    Ok((message, text_bytes))
+}
+
+/// A string, or a list of text parts, which become one string with line breaks in between.
+fn read_content(field: Field) -> Result<String, ApiError> {
+    let Field { path, value } = field;
+    match value {
+        Value::String(text) => Ok(text),
+        Value::Array(parts) => {
+            let texts = parts.into_iter().enumerate().map(|(index, part)| {
+                read_part(Field {
+                    path: format!("{path}[{index}]"),
+                    value: part,
+                })
+            });
+            Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
+        }
+        value => Err(Field { path, value }.invalid("a string or a list of text parts")),
+    }
+}
+
+fn read_part(field: Field) -> Result<String, ApiError> {
+    let path = field.path;
+    let Some(mut fields) = Fields::of_object(field.value, &path) else {
+        return Err(ApiError::invalid(
+            &path,
+            format!("`{path}` must be an object"),
+        ));
+    };
+    let kind = fields.take("type", "text", |kind: &String| kind == "text")?;
+    let text = fields.take("text", "a string", |_: &String| true)?;
+    fields.finish(&[])?;
+    match (kind, text) {
+        (Some(_), Some(text)) => Ok(text),
+        _ => Err(ApiError::invalid(
+            &path,
+            format!("`{path}` must have a type and a text"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_json(value: Value) -> Result<Messages, ApiError> {
+        read(Field {
+            path: "messages".to_owned(),
+            value,
+        })
+    }
+
+    #[test]
+    fn every_form_of_content_becomes_one_string() {
+        let read = read_json(json!([
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "name": "me", "content": [
+                {"type": "text", "text": "a"}, {"type": "text", "text": "b"}
+            ]},
+            {"role": "assistant", "content": "c", "refusal": null, "tool_calls": null},
+        ]));
+        let list = json!([
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "a\nb", "name": "me"},
+            {"role": "assistant", "content": "c"},
+        ]);
+        assert_eq!(
+            read.expect("valid"),
+            Messages {
+                list,
+                text_bytes: 13
+            }
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_place() {
+        let user = |content: Value| json!([{"role": "user", "content": content}]);
+        for (value, name) in [
+            (json!([]), "messages"),
+            (json!("hi"), "messages"),
+            (json!(["hi"]), "messages[0]"),
+            (json!([{"content": "x"}]), "messages[0].role"),
+            (
+                json!([{"role": "tool", "content": "x"}]),
+                "messages[0].role",
+            ),
+            (json!([{"role": "user"}]), "messages[0].content"),
+            (user(json!(7)), "messages[0].content"),
+            (user(json!(["x"])), "messages[0].content[0]"),
+            (
+                user(json!([{"type": "image_url", "image_url": {}}])),
+                "messages[0].content[0].type",
+            ),
+            (user(json!([{"type": "text"}])), "messages[0].content[0]"),
+            (
+                json!([{"role": "assistant", "content": "", "tool_calls": [{}]}]),
+                "messages[0].tool_calls",
+            ),
+        ] {
+            match read_json(value.clone()).expect_err(&value.to_string()) {
+                ApiError::Invalid { param, .. } => {
+                    assert_eq!(param.as_deref(), Some(name), "{value}");
+                }
+                other => panic!("{value}: {other}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The fields that say how to generate, the same for every generating endpoint, checked.
+
+use serde_json::{Number, Value};
+
+use super::error::ApiError;
+use super::fields::{Field, Fields};
+use super::prompt::read_token_ids;
+use crate::engine::{EngineError, Limits, SamplingParams, TokenId};
+
+const MAX_STOP_STRINGS: usize = 16;
+const MAX_STOP_BYTES: usize = 1024;
+
+/// Where the generating endpoints differ.
+#[derive(Clone, Copy, Debug)]
+pub struct Dialect {
+    /// The names of the field that bounds the output.
+    pub max_tokens: &'static [&'static str],
+    /// Output bound where none is asked for; `None` is the rest of the window.
+    pub default_max_tokens: Option<usize>,
+    pub default_temperature: f32,
+}
+
+/// How to generate.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub max_tokens: MaxTokens,
+    pub sampling: SamplingParams,
+    /// Texts that end the generation and are not part of it.
+    pub stop: Vec<String>,
+    /// Tokens that end the generation, beside the model's own.
+    pub stop_token_ids: Vec<TokenId>,
+    pub ignore_eos: bool,
+}
+
+/// The bound of the output.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MaxTokens {
+    /// By the field at this path.
+    Asked(usize, String),
+    /// Clipped to what the window leaves.
+    AtMost(usize),
+    RestOfWindow,
+}
+
+impl Options {
+    /// Takes the sampling and length fields out of a body.
+    ///
+    /// # Errors
+    /// A field has a wrong type or lies out of range.
+    pub fn take(
+        fields: &mut Fields,
+        dialect: &Dialect,
+        vocab_size: usize,
+    ) -> Result<Self, ApiError> {
+        let max_tokens = match fields.take_alias(dialect.max_tokens)? {
+            Some(field) => {
+                let path = field.path.clone();
+                let tokens = field.read("a whole number, at least 1", |n: &usize| *n >= 1)?;
+                MaxTokens::Asked(tokens, path)
+            }
+            None => dialect
+                .default_max_tokens
+                .map_or(MaxTokens::RestOfWindow, MaxTokens::AtMost),
+        };
+        let stop_token_ids = fields
+            .take_value("stop_token_ids")
+            .map(|field| read_token_ids(field, vocab_size))
+            .transpose()?
+            .unwrap_or_default();
+        Ok(Self {
+            max_tokens,
+            sampling: take_sampling(fields, dialect.default_temperature)?,
+            stop: fields
+                .take_value("stop")
+                .map_or(Ok(Vec::new()), read_stop_strings)?,
+            stop_token_ids,
+            ignore_eos: fields.take_flag("ignore_eos")?,
+        })
+    }
+}
+
+impl MaxTokens {
+    /// The most tokens to generate after a prompt that came in the field `prompt_field`.
+    ///
+    /// # Errors
+    /// Prompt, or prompt and output, do not fit into the window.
+    pub fn resolve(
+        &self,
+        prompt_tokens: usize,
+        prompt_field: &str,
+        limits: &Limits,
+    ) -> Result<usize, ApiError> {
+        let max_model_len = limits.max_model_len;
+        let too_long = |field: &str, max_tokens| ApiError::Invalid {
+            param: Some(field.to_owned()),
+            message: EngineError::TooLong {
+                prompt_tokens,
+                max_tokens,
+                max_model_len,
+            }
+            .to_string(),
+            code: Some("context_length_exceeded"),
+        };
+        let room = max_model_len.saturating_sub(prompt_tokens);
+        match self {
+            Self::Asked(tokens, _) if room == 0 => Err(too_long(prompt_field, *tokens)),
+            _ if room == 0 => Err(too_long(prompt_field, 1)),
+            Self::Asked(tokens, field) if *tokens > room => Err(too_long(field, *tokens)),
+            Self::Asked(tokens, _) => Ok(*tokens),
+            Self::AtMost(tokens) => Ok(room.min(*tokens)),
+            Self::RestOfWindow => Ok(room),
+        }
+    }
+}
+
+fn take_sampling(fields: &mut Fields, temperature: f32) -> Result<SamplingParams, ApiError> {
+    let off = SamplingParams::default();
+    let mut number = |name: &str, expected: &str, accept: fn(&f32) -> bool, default: f32| {
+        let taken = fields.take(name, expected, accept)?;
+        Ok::<f32, ApiError>(taken.unwrap_or(default))
+    };
+    const PENALTY: (&str, fn(&f32) -> bool) =
+        ("a number from -2 to 2", |p| (-2.0..=2.0).contains(p));
+    let params = SamplingParams {
+        temperature: number(
+            "temperature",
+            "a number from 0 to 2",
+            |t| (0.0..=2.0).contains(t),
+            temperature,
+        )?,
+        top_p: number(
+            "top_p",
+            "a number above 0, at most 1",
+            |p| *p > 0.0 && *p <= 1.0,
+            off.top_p,
+        )?,
+        min_p: number(
+            "min_p",
+            "a number from 0 to 1",
+            |p| (0.0..=1.0).contains(p),
+            off.min_p,
+        )?,
+        repetition_penalty: number(
+            "repetition_penalty",
+            "a number above 0, at most 10",
+            |p| *p > 0.0 && *p <= 10.0,
+            off.repetition_penalty,
+        )?,
+        presence_penalty: number("presence_penalty", PENALTY.0, PENALTY.1, 0.0)?,
+        frequency_penalty: number("frequency_penalty", PENALTY.0, PENALTY.1, 0.0)?,
+        ..off
+    };
+    let top_k = fields.take(
+        "top_k",
+        "a whole number, or -1 for all tokens",
+        |k: &i64| *k >= -1,
+    )?;
+    let seed = fields.take("seed", "a whole number", |seed: &Number| {
+        seed.is_u64() || seed.is_i64()
+    })?;
+    Ok(SamplingParams {
+        top_k: top_k.map_or(0, |k| usize::try_from(k).unwrap_or(0)),
+        seed: seed.and_then(|seed| seed.as_u64().or(seed.as_i64().map(i64::cast_unsigned))),
+        ..params
+    })
+}
+
+fn read_stop_strings(field: Field) -> Result<Vec<String>, ApiError> {
+    const EXPECTED: &str =
+        "a string or a list of at most 16 strings, none empty or longer than 1024 bytes";
+    let strings = match &field.value {
+        Value::String(one) => Some(vec![one.clone()]),
+        Value::Array(many) => many
+            .iter()
+            .map(|entry| entry.as_str().map(str::to_owned))
+            .collect(),
+        _ => None,
+    };
+    strings
+        .filter(|strings: &Vec<String>| {
+            strings.len() <= MAX_STOP_STRINGS
+                && strings
+                    .iter()
+                    .all(|stop| (1..=MAX_STOP_BYTES).contains(&stop.len()))
+        })
+        .ok_or_else(|| field.invalid(EXPECTED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIALECT: Dialect = Dialect {
+        max_tokens: &["max_tokens", "max_new_tokens"],
+        default_max_tokens: Some(16),
+        default_temperature: 1.0,
+    };
+
+    fn options(body: &str) -> Result<Options, ApiError> {
+        let mut fields = Fields::parse(body.as_bytes()).expect("an object");
+        let options = Options::take(&mut fields, &DIALECT, 100)?;
+        fields.finish(&[])?;
+        Ok(options)
+    }
+
+    #[test]
+    fn every_field_acts() {
+        let read = options(
+            r#"{"max_new_tokens": 7, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.1,
+                "seed": -1, "repetition_penalty": 1.1, "presence_penalty": 1, "stop": ["a", "b"],
+                "frequency_penalty": -1, "stop_token_ids": [3], "ignore_eos": true}"#,
+        )
+        .expect("valid");
+        assert_eq!(
+            read.max_tokens,
+            MaxTokens::Asked(7, "max_new_tokens".to_owned())
+        );
+        assert_eq!(
+            read.sampling,
+            SamplingParams {
+                temperature: 0.5,
+                top_k: 4,
+                top_p: 0.9,
+                min_p: 0.1,
+                seed: Some(u64::MAX),
+                repetition_penalty: 1.1,
+                presence_penalty: 1.0,
+                frequency_penalty: -1.0,
+            }
+        );
+        assert_eq!(
+            (read.stop, read.stop_token_ids, read.ignore_eos),
+            (vec!["a".to_owned(), "b".to_owned()], vec![3], true)
+        );
+    }
+
+    #[test]
+    fn defaults_are_the_dialects() {
+        let read = options(r#"{"top_k": -1, "seed": null}"#).expect("valid");
+        assert_eq!(read.max_tokens, MaxTokens::AtMost(16));
+        let expected = SamplingParams {
+            temperature: 1.0,
+            ..SamplingParams::default()
+        };
+        assert_eq!(read.sampling, expected);
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_by_name() {
+        for (body, name) in [
+            (r#"{"max_tokens": 0}"#, "max_tokens"),
+            (r#"{"max_tokens": -5}"#, "max_tokens"),
+            (r#"{"max_tokens": 1.5}"#, "max_tokens"),
+            (
+                r#"{"max_tokens": 1, "max_new_tokens": 1}"#,
+                "max_new_tokens",
+            ),
+            (r#"{"temperature": 2.1}"#, "temperature"),
+            (r#"{"temperature": "hot"}"#, "temperature"),
+            (r#"{"top_p": 0}"#, "top_p"),
+            (r#"{"top_k": -2}"#, "top_k"),
+            (r#"{"min_p": 1.5}"#, "min_p"),
+            (r#"{"seed": 1.5}"#, "seed"),
+            (r#"{"repetition_penalty": 0}"#, "repetition_penalty"),
+            (r#"{"presence_penalty": 3}"#, "presence_penalty"),
+            (r#"{"frequency_penalty": 1e300}"#, "frequency_penalty"),
+            (r#"{"stop": ""}"#, "stop"),
+            (r#"{"stop": ["a", 1]}"#, "stop"),
+            (r#"{"stop_token_ids": [100]}"#, "stop_token_ids"),
+            (r#"{"ignore_eos": 1}"#, "ignore_eos"),
+        ] {
+            match options(body).expect_err(body) {
+                ApiError::Invalid { param, .. } => {
+                    assert_eq!(param.as_deref(), Some(name), "{body}");
+                }
+                other => panic!("{body}: {other}"),
+            }
+        }
+    }
+}

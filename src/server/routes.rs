@@ -1,0 +1,81 @@
+//! Paths to handlers, and what every answer has in common.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::Uri;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::FutureExt;
+
+use super::error::ApiError;
+use super::request_id::{RequestId, X_REQUEST_ID};
+use super::state::AppState;
+use super::{generate, health, metrics, openai, stats};
+
+/// The whole API.
+pub fn router(state: Arc<AppState>) -> Router {
+    Router::new()
+        .route(generate::PATH, post(generate::generate))
+        .route(openai::completions::PATH, post(openai::completions::create))
+        .route(openai::chat::PATH, post(openai::chat::create))
+        .route("/v1/models", get(openai::models::list))
+        .route("/v1/models/{*id}", get(openai::models::retrieve))
+        .route("/tokenize", post(openai::tokens::tokenize))
+        .route("/detokenize", post(openai::tokens::detokenize))
+        .route("/health", get(health::ready))
+        .route("/health/ready", get(health::ready))
+        .route("/health/live", get(health::live))
+        .route("/metrics", get(metrics::scrape))
+        .route("/stats", get(stats::stats))
+        .fallback(async |uri: Uri| ApiError::PathNotFound(uri.path().to_owned()))
+        .method_not_allowed_fallback(async |request: Request| ApiError::MethodNotAllowed {
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+        })
+        .layer(middleware::from_fn(envelope))
+        .with_state(state)
+}
+
+/// Gives each request its id and each error its body; a panic in a handler is an error like others.
+async fn envelope(mut request: Request, next: Next) -> Response {
+    let id = RequestId::of(request.headers());
+    let path = request.uri().path().to_owned();
+    request.extensions_mut().insert(id.clone());
+    let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let mut response = answer.unwrap_or_else(|panic| {
+        ApiError::Internal(format!("a handler panicked: {}", panic_message(&*panic)))
+            .into_response()
+    });
+    if let Some(error) = response.extensions_mut().remove::<Arc<ApiError>>() {
+        log_refusal(&error, &id, &path);
+        response = error.response(&id);
+    }
+    response
+        .headers_mut()
+        .insert(X_REQUEST_ID, id.header_value());
+    response
+}
+
+/// A generation that failed has told its end itself.
+fn log_refusal(error: &ApiError, id: &RequestId, path: &str) {
+    let status = error.status().as_u16();
+    let id = id.as_str();
+    match error {
+        ApiError::Failed(_) => {}
+        ApiError::Internal(_) => {
+            tracing::error!(request_id = id, path, status, %error, "request failed");
+        }
+        _ => tracing::info!(request_id = id, path, status, %error, "request refused"),
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

@@ -1,0 +1,79 @@
+//! `GET /stats`: what the engine does, what is loaded and with which settings, as one JSON object.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use serde_json::Value;
+use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+
+use super::state::AppState;
+use super::timings::milliseconds;
+use crate::engine::EngineStats;
+
+#[derive(Serialize)]
+pub struct Stats {
+    #[serde(flatten)]
+    engine: EngineStats,
+    memory: Memory,
+    model: Model,
+    uptime_ms: f64,
+    settings: Value,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    /// Resident memory of this process; `null` where the system does not tell.
+    rss_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Model {
+    name: String,
+    architecture: String,
+    quantization: String,
+    num_parameters: u64,
+    weight_bytes: u64,
+    sha256: Option<String>,
+    load_time_ms: f64,
+    max_model_len_tokens: usize,
+    vocab_size_tokens: usize,
+    device: String,
+}
+
+/// The handler.
+pub async fn stats(State(state): State<Arc<AppState>>) -> Json<Stats> {
+    let model = state.served.model.clone();
+    Json(Stats {
+        engine: state.served.engine.stats(),
+        memory: Memory {
+            rss_bytes: rss_bytes(),
+        },
+        model: Model {
+            name: model.name,
+            architecture: model.architecture,
+            quantization: model.quantization,
+            num_parameters: model.num_parameters,
+            weight_bytes: model.weight_bytes,
+            sha256: model.sha256,
+            load_time_ms: milliseconds(model.load_time),
+            max_model_len_tokens: state.limits.max_model_len,
+            vocab_size_tokens: state.limits.vocab_size,
+            device: model.device,
+        },
+        uptime_ms: milliseconds(state.started.elapsed()),
+        settings: state.served.settings.clone(),
+    })
+}
+
+fn rss_bytes() -> Option<u64> {
+    let pid = Pid::from_u32(std::process::id());
+    let mut system = System::new().ok()?;
+    system.refresh_processes_specifics(
+        ProcessesToUpdate::Some(&[pid]),
+        false,
+        ProcessRefreshKind::nothing().with_memory(),
+    );
+    system.process(pid).map(sysinfo::Process::memory)
+}

@@ -1,0 +1,12 @@
+//! The HTTP API over real sockets: the real engine, with a runner whose next token is known.
+
+mod client;
+mod model;
+mod server;
+
+mod bad_input;
+mod chat;
+mod completions;
+mod generate;
+mod life;
+mod observe;
