@@ -1,0 +1,155 @@
+//! The reference runner against transformers: models/tiny-*/golden.json, from scripts/make-fixtures.
+//!
+//! Numbers must agree within 1e-4, greedy tokens exactly; and a row's logits must have the same bits
+//! whether its prompt runs at once, in chunks, in a batch with others or from copied blocks.
+
+mod ragged;
+
+use candlepower::runner::BlockCopy;
+use ragged::{BLOCK_SIZE, Driver, Sequence, argmax, load_folder, relative_error};
+use serde::Deserialize;
+
+const MODELS: [&str; 5] = [
+    "tiny-gpt2",
+    "tiny-llama",
+    "tiny-mistral",
+    "tiny-qwen2",
+    "tiny-qwen3",
+];
+const TOLERANCE: f32 = 1e-4;
+
+#[derive(Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    ids: Vec<u32>,
+    /// Of all positions, or of the last alone.
+    logits: Vec<Vec<f32>>,
+    greedy: Vec<u32>,
+}
+
+fn cases(model: &str) -> Vec<Case> {
+    let path = format!("{}/models/{model}/golden.json", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).expect("a committed file");
+    serde_json::from_str::<Golden>(&text)
+        .expect("golden.json")
+        .cases
+}
+
+#[test]
+fn logits_and_greedy_tokens_are_those_of_transformers() {
+    for model in MODELS {
+        let mut driver = Driver::new(&load_folder(model));
+        for case in cases(model) {
+            let mut sequence = Sequence::default();
+            let logits = driver.prefill(&mut sequence, &case.ids, usize::MAX);
+            let last_rows = &logits[logits.len() - case.logits.len()..];
+            for (row, reference) in last_rows.iter().zip(&case.logits) {
+                let error = relative_error(row, reference);
+                assert!(
+                    error <= TOLERANCE,
+                    "{model}, {} tokens: {error}",
+                    case.ids.len()
+                );
+            }
+            let last = logits.last().expect("not empty");
+            let greedy = driver.greedy(&mut sequence, last, case.greedy.len());
+            assert_eq!(greedy, case.greedy, "{model}, {} tokens", case.ids.len());
+            driver.free(sequence);
+        }
+    }
+}
+
+#[test]
+fn chunks_of_any_size_give_the_same_bits() {
+    for model in MODELS {
+        let mut driver = Driver::new(&load_folder(model));
+        for case in cases(model) {
+            let mut whole = Sequence::default();
+            let reference = driver.prefill(&mut whole, &case.ids, usize::MAX);
+            driver.free(whole);
+            for chunk in [1, 3, 7, 32, 100] {
+                let mut sequence = Sequence::default();
+                let logits = driver.prefill(&mut sequence, &case.ids, chunk);
+                let differs = (0..logits.len()).find(|&row| logits[row] != reference[row]);
+                assert_eq!(
+                    differs,
+                    None,
+                    "{model}, {} tokens by {chunk}",
+                    case.ids.len()
+                );
+                driver.free(sequence);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_with_others_gives_the_same_bits() {
+    for model in MODELS {
+        let mut driver = Driver::new(&load_folder(model));
+        let cases = cases(model);
+        let alone: Vec<_> = cases
+            .iter()
+            .map(|case| {
+                let mut sequence = Sequence::default();
+                let logits = driver.prefill(&mut sequence, &case.ids, usize::MAX);
+                driver.free(sequence);
+                logits
+            })
+            .collect();
+        // All prompts at once, each in chunks of its own size, so that every step mixes long and
+        // short prefills with decodes; twice over, so that groups hold several sequences.
+        let work: Vec<_> = cases.iter().zip(&alone).zip([1, 5, 2, 31]).collect();
+        let work: Vec<_> = work.iter().chain(&work).collect();
+        let mut sequences = vec![Sequence::default(); work.len()];
+        while sequences
+            .iter()
+            .zip(&work)
+            .any(|(s, ((case, _), _))| s.len < case.ids.len())
+        {
+            let mut step = Vec::new();
+            let mut expected = Vec::new();
+            for (sequence, ((case, alone), chunk)) in sequences.iter_mut().zip(&work) {
+                let rows = sequence.len..case.ids.len().min(sequence.len + chunk);
+                if !rows.is_empty() {
+                    expected.push(&alone[rows.clone()]);
+                    step.push((sequence, &case.ids[rows]));
+                }
+            }
+            assert!(driver.step(&mut step) == expected, "{model}");
+        }
+    }
+}
+
+#[test]
+fn copied_blocks_give_the_same_bits() {
+    for model in MODELS {
+        let mut driver = Driver::new(&load_folder(model));
+        let case = &cases(model)[1];
+        let mut first = Sequence::default();
+        let reference = driver.prefill(&mut first, &case.ids, usize::MAX);
+        // Shares the first two blocks and copies three tokens of the third.
+        let shared = 2 * BLOCK_SIZE + 3;
+        let to_block = driver.allocate();
+        let copy = BlockCopy {
+            from_block: first.table[2],
+            to_block,
+            num_tokens: 3,
+        };
+        let mut second = Sequence {
+            table: vec![first.table[0], first.table[1], to_block],
+            len: shared,
+        };
+        let logits = driver.step_after(vec![copy], &mut [(&mut second, &case.ids[shared..])]);
+        assert!(logits[0] == reference[shared..], "{model}");
+        assert_eq!(
+            argmax(logits[0].last().expect("a row")),
+            case.greedy[0],
+            "{model}"
+        );
+    }
+}

@@ -1,0 +1,133 @@
+//! Drives a runner as the engine does: sequences with block tables, several in a step.
+
+use candle_core::Device;
+use candlepower::model::{LoadedModel, ModelFiles, load};
+use candlepower::runner::candle::CandleRunner;
+use candlepower::runner::{BlockCopy, RaggedBatch, Runner};
+
+/// Small, so that every prompt spans several blocks.
+pub const BLOCK_SIZE: usize = 4;
+const NUM_BLOCKS: usize = 512;
+
+/// A runner and the blocks that no sequence has.
+pub struct Driver {
+    runner: CandleRunner,
+    free_blocks: Vec<u32>,
+}
+
+/// A sequence whose K and V lie in scattered blocks.
+#[derive(Clone, Default)]
+pub struct Sequence {
+    pub table: Vec<u32>,
+    pub len: usize,
+}
+
+pub fn load_folder(name: &str) -> LoadedModel {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/models");
+    load(&ModelFiles::Folder(format!("{root}/{name}").into())).expect("a committed model")
+}
+
+impl Driver {
+    pub fn new(model: &LoadedModel) -> Self {
+        let (spec, weights) = (&model.spec, &model.weights);
+        let runner = CandleRunner::new(spec, weights, &Device::Cpu, NUM_BLOCKS, BLOCK_SIZE);
+        // An order without neighbours: 5 and 512 have no common factor.
+        let order = (0..NUM_BLOCKS).map(|i| (i * 5 + 3) % NUM_BLOCKS);
+        Self {
+            runner: runner.expect("a runner"),
+            free_blocks: order.map(|block| block as u32).collect(),
+        }
+    }
+
+    /// Appends tokens to several sequences in one step; logits of every token, by sequence.
+    pub fn step(&mut self, work: &mut [(&mut Sequence, &[u32])]) -> Vec<Vec<Vec<f32>>> {
+        self.step_after(Vec::new(), work)
+    }
+
+    /// The same, after copies between blocks.
+    pub fn step_after(
+        &mut self,
+        copies: Vec<BlockCopy>,
+        work: &mut [(&mut Sequence, &[u32])],
+    ) -> Vec<Vec<Vec<f32>>> {
+        let mut batch = RaggedBatch {
+            copies,
+            q_start: vec![0],
+            block_table_start: vec![0],
+            ..RaggedBatch::default()
+        };
+        for (sequence, tokens) in work.iter_mut() {
+            for &token in *tokens {
+                if sequence.len.is_multiple_of(BLOCK_SIZE) {
+                    sequence.table.push(self.allocate());
+                }
+                let block = sequence.table[sequence.len / BLOCK_SIZE] as usize;
+                batch.logit_rows.push(batch.token_ids.len() as u32);
+                batch.token_ids.push(token);
+                batch.positions.push(sequence.len as u32);
+                batch
+                    .slots
+                    .push((block * BLOCK_SIZE + sequence.len % BLOCK_SIZE) as u32);
+                sequence.len += 1;
+            }
+            batch.q_start.push(batch.token_ids.len() as u32);
+            batch.seq_lens.push(sequence.len as u32);
+            batch.block_tables.extend(&sequence.table);
+            batch
+                .block_table_start
+                .push(batch.block_tables.len() as u32);
+        }
+        let logits = self.runner.forward(&batch).expect("a step");
+        let rows = batch
+            .q_start
+            .windows(2)
+            .map(|bounds| bounds[0] as usize..bounds[1] as usize);
+        rows.map(|rows| rows.map(|row| logits.row(row).to_vec()).collect())
+            .collect()
+    }
+
+    /// Runs a prompt alone, `chunk` tokens a step; logits of every token.
+    pub fn prefill(&mut self, sequence: &mut Sequence, ids: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+        ids.chunks(chunk)
+            .flat_map(|tokens| self.step(&mut [(&mut *sequence, tokens)]).remove(0))
+            .collect()
+    }
+
+    /// Greedy continuation of a sequence whose last token gave `logits`.
+    pub fn greedy(&mut self, sequence: &mut Sequence, logits: &[f32], count: usize) -> Vec<u32> {
+        let mut tokens = vec![argmax(logits)];
+        while tokens.len() < count {
+            let last = *tokens.last().expect("not empty");
+            let logits = self
+                .step(&mut [(&mut *sequence, &[last])])
+                .remove(0)
+                .remove(0);
+            tokens.push(argmax(&logits));
+        }
+        tokens
+    }
+
+    pub fn allocate(&mut self) -> u32 {
+        self.free_blocks.pop().expect("enough blocks for a test")
+    }
+
+    pub fn free(&mut self, sequence: Sequence) {
+        self.free_blocks.extend(sequence.table);
+    }
+}
+
+pub fn argmax(logits: &[f32]) -> u32 {
+    let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+    best.expect("a vocabulary") as u32
+}
+
+/// Largest difference, relative to the largest reference value.
+pub fn relative_error(logits: &[f32], reference: &[f32]) -> f32 {
+    assert_eq!(logits.len(), reference.len());
+    let scale = reference.iter().fold(0f32, |max, x| max.max(x.abs()));
+    let pairs = logits.iter().zip(reference);
+    pairs.fold(0f32, |max, (a, b)| match (a - b).abs() / scale {
+        error if error.is_finite() => max.max(error),
+        _ => f32::INFINITY,
+    })
+}
