@@ -1,2 +1,26 @@
 //! Strings to token ids and back: tokenizer, incremental detokenizer, stop strings, chat template.
-//! Imports nothing of ours.
+//!
+//! One [`Tokenizer`] is built from a `tokenizer.json` or from GGUF metadata and shared by all
+//! requests; each request has a [`Detokenizer`] and a [`StopMatcher`] of its own. Everything a
+//! model file says is untrusted: it can give an error, not a panic. Imports nothing of ours.
+
+mod bpe;
+mod byte_level;
+mod chat_template;
+mod detokenizer;
+mod error;
+mod gguf_vocab;
+mod pre_tokenizer;
+mod sentencepiece;
+mod stop;
+mod token_table;
+mod tokenizer;
+mod tokenizer_json;
+mod utf8;
+
+pub use chat_template::{ChatTemplate, SpecialTokens};
+pub use detokenizer::Detokenizer;
+pub use error::TextError;
+pub use gguf_vocab::GgufVocab;
+pub use stop::{StopMatcher, StopOutcome};
+pub use tokenizer::Tokenizer;
