@@ -64,6 +64,21 @@ impl ApiError {
         self.appearance().status
     }
 
+    /// What kind of error it is, for programs.
+    pub fn code(&self) -> Option<&'static str> {
+        self.appearance().code
+    }
+
+    /// The field that the client must change.
+    pub fn param(&self) -> Option<&str> {
+        match self {
+            Self::Invalid { param, .. } => param.as_deref(),
+            Self::ModelNotFound { .. } => Some("model"),
+            Self::Refused(EngineError::TooLong { .. }) => Some("max_tokens"),
+            _ => None,
+        }
+    }
+
     /// The error as a response of its own.
     pub fn response(&self, id: &RequestId) -> Response {
         let mut response = (self.status(), Json(self.body(id))).into_response();
@@ -92,12 +107,7 @@ impl ApiError {
             }
             other => other.to_string(),
         };
-        let param = match self {
-            Self::Invalid { param, .. } => param.as_deref(),
-            Self::ModelNotFound { .. } => Some("model"),
-            Self::Refused(EngineError::TooLong { .. }) => Some("max_tokens"),
-            _ => None,
-        };
+        let param = self.param();
         let mut error = json!({"message": message, "type": kind, "param": param, "code": code});
         if status.is_server_error() {
             error["request_id"] = json!(id.as_str());

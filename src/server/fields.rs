@@ -6,6 +6,9 @@ use serde_json::Value;
 
 use super::error::ApiError;
 
+/// Most fields of one object: they are searched one by one.
+const MAX_FIELDS: usize = 128;
+
 /// The fields of a body that are not taken yet.
 #[derive(Debug)]
 pub struct Fields {
@@ -74,39 +77,49 @@ impl Fields {
     /// # Errors
     /// The body is no JSON, or no object.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let invalid = |message| ApiError::Invalid {
-            param: None,
-            message,
-            code: None,
-        };
-        let value: Value = serde_json::from_slice(body)
-            .map_err(|error| invalid(format!("the body is not valid JSON: {error}")))?;
-        Self::of_object(value, "").ok_or_else(|| invalid("the body must be a JSON object".into()))
+        let value = serde_json::from_slice(body)
+            .map_err(|error| of_body(format!("the body is not valid JSON: {error}")))?;
+        Self::of_object(Field {
+            path: String::new(),
+            value,
+        })
     }
 
-    /// The fields of the object at `path`; `None` if it is no object.
-    pub fn of_object(value: Value, path: &str) -> Option<Self> {
-        let Value::Object(map) = value else {
-            return None;
-        };
-        let entries = map
-            .into_iter()
-            .map(|(name, value)| Entry {
-                path: match path {
-                    "" => name.clone(),
-                    _ => format!("{path}.{name}"),
-                },
-                name,
-                value,
-            })
-            .collect();
-        Some(Self { entries })
+    /// The fields of an object.
+    ///
+    /// # Errors
+    /// It is no object, or has more fields than any endpoint.
+    pub fn of_object(field: Field) -> Result<Self, ApiError> {
+        let Field { path, value } = field;
+        match value {
+            Value::Object(map) if map.len() <= MAX_FIELDS => {
+                let entries = map.into_iter().map(|(name, value)| Entry {
+                    path: match path.as_str() {
+                        "" => brief_name(&name),
+                        _ => format!("{path}.{}", brief_name(&name)),
+                    },
+                    name,
+                    value,
+                });
+                Ok(Self {
+                    entries: entries.collect(),
+                })
+            }
+            value if path.is_empty() => Err(of_body(format!(
+                "the body must be a JSON object of at most {MAX_FIELDS} fields, not {}",
+                brief(&value)
+            ))),
+            value => {
+                let expected = format!("an object of at most {MAX_FIELDS} fields");
+                Err(Field { path, value }.invalid(&expected))
+            }
+        }
     }
 
     /// The value of a field as it was sent; `null` is as good as absent.
     pub fn take_value(&mut self, name: &str) -> Option<Field> {
         let index = self.entries.iter().position(|entry| entry.name == name)?;
-        let Entry { path, value, .. } = self.entries.swap_remove(index);
+        let Entry { path, value, .. } = self.entries.remove(index);
         (!value.is_null()).then_some(Field { path, value })
     }
 
@@ -158,12 +171,7 @@ impl Fields {
     /// # Errors
     /// The field has another type.
     pub fn take_object(&mut self, name: &str) -> Result<Option<Self>, ApiError> {
-        let Some(Field { path, value }) = self.take_value(name) else {
-            return Ok(None);
-        };
-        Self::of_object(value, &path)
-            .ok_or_else(|| ApiError::invalid(&path, format!("`{path}` must be an object")))
-            .map(Some)
+        self.take_value(name).map(Self::of_object).transpose()
     }
 
     /// Takes over the fields of another object as if they stood in this one.
@@ -230,6 +238,24 @@ impl Field {
             brief(&self.value)
         );
         ApiError::invalid(&self.path, message)
+    }
+}
+
+/// An error of the body as a whole.
+fn of_body(message: String) -> ApiError {
+    ApiError::Invalid {
+        param: None,
+        message,
+        code: None,
+    }
+}
+
+/// The name of a field for an error message, cut short: it may be anything.
+fn brief_name(name: &str) -> String {
+    const MAX_CHARS: usize = 64;
+    match name.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
     }
 }
 
@@ -301,8 +327,17 @@ mod tests {
     }
 
     #[test]
+    fn a_long_name_is_cut_where_a_character_ends() {
+        let body = format!("{{\"{}\": 1}}", "é".repeat(100));
+        let error = fields(&body).finish(&[]).expect_err("unknown");
+        assert_eq!(param(error), Some(format!("{}…", "é".repeat(64))));
+    }
+
+    #[test]
     fn a_wrong_body_is_refused_without_a_field() {
-        for body in ["", "{", "[1]", "\"text\"", "{\"a\": nan}"] {
+        let many: Vec<String> = (0..=MAX_FIELDS).map(|n| format!("\"{n}\": 0")).collect();
+        let many = format!("{{{}}}", many.join(","));
+        for body in ["", "{", "[1]", "\"text\"", "{\"a\": nan}", &many] {
             let error = Fields::parse(body.as_bytes()).expect_err(body);
             assert_eq!(param(error), None, "{body}");
         }

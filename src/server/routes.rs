@@ -61,16 +61,27 @@ async fn envelope(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// A generation that failed has told its end itself.
+/// A generation that failed has told its end itself. The message of a refusal is not logged: it may
+/// quote the client.
 fn log_refusal(error: &ApiError, id: &RequestId, path: &str) {
     let status = error.status().as_u16();
     let id = id.as_str();
     match error {
         ApiError::Failed(_) => {}
-        ApiError::Internal(_) => {
-            tracing::error!(request_id = id, path, status, %error, "request failed");
+        ApiError::Internal(reason) => {
+            tracing::error!(request_id = id, path, status, reason, "request failed");
         }
-        _ => tracing::info!(request_id = id, path, status, %error, "request refused"),
+        _ => {
+            let (code, param) = (error.code(), error.param());
+            tracing::info!(
+                request_id = id,
+                path,
+                status,
+                code,
+                param,
+                "request refused"
+            );
+        }
     }
 }
 

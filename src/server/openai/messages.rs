@@ -52,13 +52,8 @@ pub fn read(field: Field) -> Result<Messages, ApiError> {
 }
 
 fn read_message(field: Field) -> Result<(Value, usize), ApiError> {
-    let Field { path, value } = field;
-    let Some(mut fields) = Fields::of_object(value, &path) else {
-        return Err(ApiError::invalid(
-            &path,
-            format!("`{path}` must be an object"),
-        ));
-    };
+    let path = field.path.clone();
+    let mut fields = Fields::of_object(field)?;
     let missing = |name: &str| {
         let path = format!("{path}.{name}");
         ApiError::invalid(&path, format!("`{path}` is missing"))
@@ -77,7 +72,7 @@ fn read_message(field: Field) -> Result<(Value, usize), ApiError> {
     let name = fields.take("name", "a string", |_: &String| true)?;
     fields.finish(UNSUPPORTED)?;
 
-    let text_bytes = content.len();
+    let text_bytes = content.len() + name.as_ref().map_or(0, String::len);
     // OpenAI's new name for the same thing; templates know only the old one.
     let role = if role == "developer" { "system" } else { &role };
     let mut message = json!({"role": role, "content": content});
@@ -106,13 +101,8 @@ fn read_content(field: Field) -> Result<String, ApiError> {
 }
 
 fn read_part(field: Field) -> Result<String, ApiError> {
-    let path = field.path;
-    let Some(mut fields) = Fields::of_object(field.value, &path) else {
-        return Err(ApiError::invalid(
-            &path,
-            format!("`{path}` must be an object"),
-        ));
-    };
+    let path = field.path.clone();
+    let mut fields = Fields::of_object(field)?;
     let kind = fields.take("type", "text", |kind: &String| kind == "text")?;
     let text = fields.take("text", "a string", |_: &String| true)?;
     fields.finish(&[])?;
@@ -154,7 +144,7 @@ mod tests {
             read.expect("valid"),
             Messages {
                 list,
-                text_bytes: 13
+                text_bytes: 15
             }
         );
     }
