@@ -37,7 +37,7 @@ use hf_config::HfConfig;
 pub use hub::HubConfig;
 pub use source::{ModelFiles, ModelPlaces, ResolvedModel, resolve, weight_files};
 pub use spec::{Activation, Biases, Mlp, ModelSpec, Norm, NormKind, Positions, Rope, RopePairing};
-pub use weights::{LayerWeights, LinearWeights, NormWeights, StoredTensor, Weights};
+pub use weights::{LayerWeights, LinearWeights, NormWeights, StoredTensor, Weights, decode_f32};
 
 /// A model whose files were found whole and supported; its tensors are still on disk.
 #[derive(Debug)]

@@ -45,28 +45,28 @@ impl StoredTensor {
         Ok(bytes)
     }
 
-    /// Its values as f32 on the CPU; exact for every type, as all are narrower. (shape)
+    /// Its values as f32 on the CPU. (shape)
     pub fn read_f32(&self) -> Result<Tensor> {
-        let bytes = self.read_bytes()?;
-        let dense = |dtype| Tensor::from_raw_buffer(&bytes, dtype, &self.shape, &Device::Cpu);
-        let tensor = match self.dtype {
-            GgmlDType::F32 => dense(DType::F32),
-            GgmlDType::F16 => dense(DType::F16),
-            GgmlDType::BF16 => dense(DType::BF16),
-            quantized => {
-                let shape = self.shape.clone();
-                ggml_file::qtensor_from_ggml(quantized, &bytes, shape, &Device::Cpu)
-                    .and_then(|tensor| tensor.dequantize(&Device::Cpu))
-            }
-        };
-        tensor
-            .and_then(|tensor| tensor.to_dtype(DType::F32))
-            .with_context(|| format!("cannot read tensor {}", self.name))
+        decode_f32(self.dtype, &self.read_bytes()?, &self.shape)
+            .with_context(|| format!("cannot decode tensor {}", self.name))
     }
 
     pub fn num_elements(&self) -> u64 {
         self.shape.iter().map(|&dim| dim as u64).product()
     }
+}
+
+/// The f32 values that stored bytes stand for, on the CPU. (shape)
+pub fn decode_f32(dtype: GgmlDType, bytes: &[u8], shape: &[usize]) -> Result<Tensor> {
+    let dense = |dtype| Tensor::from_raw_buffer(bytes, dtype, shape, &Device::Cpu);
+    let tensor = match dtype {
+        GgmlDType::F32 => dense(DType::F32)?,
+        GgmlDType::F16 => dense(DType::F16)?,
+        GgmlDType::BF16 => dense(DType::BF16)?,
+        quantized => ggml_file::qtensor_from_ggml(quantized, bytes, shape.to_vec(), &Device::Cpu)?
+            .dequantize(&Device::Cpu)?,
+    };
+    Ok(tensor.to_dtype(DType::F32)?)
 }
 
 /// All tensors of a decoder, by the part they play.

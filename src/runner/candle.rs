@@ -10,8 +10,9 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ops;
 
+use super::embedding::Embedding;
 use super::kv_pool::KvPool;
-use super::linear::{self, Linear};
+use super::linear::Linear;
 use super::step::{CONTEXT_TILE, Group, Step};
 use super::{Logits, RaggedBatch, Runner, memory};
 use crate::model::{
@@ -25,22 +26,13 @@ pub struct CandleRunner {
     spec: ModelSpec,
     device: Device,
     dtype: DType,
-    token_embedding: TokenEmbedding,
-    position_embedding: Option<Tensor>, // (max_positions, hidden_size)
+    token_embedding: Embedding,            // (vocab_size, hidden_size)
+    position_embedding: Option<Embedding>, // (max_positions, hidden_size)
     layers: Vec<Layer>,
     final_norm: Norm,
-    /// `None`: the token embedding is the head.
-    head: Option<Linear>,
+    head: Linear,
     block_size: usize,
     logits: Logits,
-}
-
-/// The vectors of the vocabulary.
-#[derive(Debug)]
-enum TokenEmbedding {
-    Table(Tensor), // (vocab_size, hidden_size)
-    /// One matrix for both ends, in the order that the head needs.
-    TiedHead(Linear), // (hidden_size, vocab_size)
 }
 
 #[derive(Debug)]
@@ -80,12 +72,9 @@ impl CandleRunner {
         block_size: usize,
     ) -> Result<Self> {
         if device.is_cpu() {
-            let parameters: u64 = weights.tensors().map(StoredTensor::num_elements).sum();
             let pool_tokens = num_blocks as u64 * block_size as u64;
-            memory::ensure_free(
-                parameters * 4,
-                pool_tokens.saturating_mul(kv_bytes_per_token(spec, device)),
-            )?;
+            let kv_bytes = pool_tokens.saturating_mul(kv_bytes_per_token(spec, device));
+            memory::ensure_free(dense_bytes(spec, weights), kv_bytes)?;
         }
         let num_slots = num_blocks
             .checked_mul(block_size)
@@ -98,19 +87,18 @@ impl CandleRunner {
             dtype: dtype(weights, device),
             device: device.clone(),
         };
-        let (token_embedding, head) = match &weights.head {
-            Some(head) => {
-                let table = place.tensor(&weights.token_embedding)?;
-                let head = place.to(linear::read_transposed(head)?)?;
-                (
-                    TokenEmbedding::Table(table),
-                    Some(Linear::from_matrix(head)),
-                )
-            }
-            None => {
-                let both = place.to(linear::read_transposed(&weights.token_embedding)?)?;
-                (TokenEmbedding::TiedHead(Linear::from_matrix(both)), None)
-            }
+        let head = LinearWeights {
+            in_features: spec.hidden_size,
+            out_features: spec.vocab_size,
+            weights: vec![
+                weights
+                    .head
+                    .as_ref()
+                    .unwrap_or(&weights.token_embedding)
+                    .clone(),
+            ],
+            biases: Vec::new(),
+            is_in_by_out: false,
         };
         let pool_shape = (spec.num_kv_heads, num_slots, spec.head_dim);
         let layers = weights
@@ -120,13 +108,11 @@ impl CandleRunner {
             .collect::<Result<_>>()?;
         let position_embedding = weights.position_embedding.as_ref();
         Ok(Self {
-            token_embedding,
-            position_embedding: position_embedding
-                .map(|table| place.tensor(table))
-                .transpose()?,
+            token_embedding: Embedding::load(&weights.token_embedding)?,
+            position_embedding: position_embedding.map(Embedding::load).transpose()?,
             layers,
             final_norm: place.norm(spec, &weights.final_norm)?,
-            head,
+            head: place.linear(&head, |row| row)?,
             block_size,
             logits: Logits {
                 values: Vec::new(),
@@ -156,28 +142,15 @@ impl CandleRunner {
         let x = self
             .final_norm
             .forward(&x.index_select(&step.logit_rows, 0)?)?;
-        let logits = match (&self.head, &self.token_embedding) {
-            (Some(head), _) | (None, TokenEmbedding::TiedHead(head)) => head.forward(&x)?,
-            (None, TokenEmbedding::Table(_)) => unreachable!("bug: a model without a head"),
-        };
-        Ok(logits.to_dtype(DType::F32)?)
+        Ok(self.head.forward(&x)?.to_dtype(DType::F32)?)
     }
 
     fn embed(&self, step: &Step) -> Result<Tensor> {
-        let x = match &self.token_embedding {
-            TokenEmbedding::Table(table) => table.index_select(&step.token_ids, 0)?,
-            TokenEmbedding::TiedHead(head) => head
-                .weight()
-                .index_select(&step.token_ids, 1)?
-                .t()?
-                .contiguous()?,
-        };
+        let lookup = |table: &Embedding, ids| table.lookup(ids, self.dtype, &self.device);
+        let tokens = lookup(&self.token_embedding, &step.token_ids)?;
         Ok(match &self.position_embedding {
-            None => x,
-            Some(table) => {
-                let positions = Tensor::new(step.positions.as_slice(), &self.device)?;
-                (x + table.index_select(&positions, 0)?)?
-            }
+            None => tokens,
+            Some(table) => (tokens + lookup(table, &step.positions)?)?,
         })
     }
 
@@ -393,6 +366,18 @@ fn half_split_feature(spec: &ModelSpec, row: usize) -> usize {
         }
         _ => row,
     }
+}
+
+/// What the weights take as f32, with the token embedding once more as it is stored.
+fn dense_bytes(spec: &ModelSpec, weights: &Weights) -> u64 {
+    let parameters: u64 = weights.tensors().map(StoredTensor::num_elements).sum();
+    let table = &weights.token_embedding;
+    let decoded_table = if spec.tied_head {
+        0
+    } else {
+        table.num_elements()
+    };
+    4 * (parameters - decoded_table) + table.num_bytes as u64
 }
 
 /// f32 on a CPU; on a GPU 16 bits, of the kind that the file has.

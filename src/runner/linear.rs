@@ -1,22 +1,30 @@
-//! Dense layers of the candle runner: a matrix in the order that candle multiplies fastest.
+//! Dense layers of the candle runner, laid out so that candle's CPU product is fast and exact.
+//!
+//! gemm sums each result strictly in order, but in portions whose length it chooses by the shapes,
+//! and one row takes another path than several. Summing at most `MAX_SUM` products at a time takes
+//! that choice away: a row's result then has the same bits in every batch.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
 use crate::model::{LinearWeights, StoredTensor};
 
-/// Fewest rows of a product on the CPU.
-///
-/// One row alone takes gemm's vector path, which sums in another order than its matrix path; with a
-/// second row every result has the same bits in any batch.
-const MIN_ROWS: usize = 2;
+/// Most products summed by one call of gemm on the CPU; it never splits so short a sum.
+const MAX_SUM: usize = 512;
+/// Most columns of a panel on the CPU. Wider rows lie so far apart that reading down a column
+/// misses the caches: panels double the speed of a wide layer at a few rows.
+const MAX_PANEL: usize = 512;
+/// Panels are whole vectors wide.
+const PANEL_STEP: usize = 16;
 
 /// `x W^T + b`.
 #[derive(Debug)]
 pub(super) struct Linear {
-    /// (in_features, out_features), contiguous: gemm reads this order without repacking it.
+    /// Output features in panels, the last filled up with zeros: gemm reads this order without
+    /// repacking it. (panels, in_features, panel_width)
     weight: Tensor,
     bias: Option<Tensor>, // (out_features)
+    out_features: usize,
 }
 
 impl Linear {
@@ -28,58 +36,56 @@ impl Linear {
         device: &Device,
     ) -> Result<Self> {
         let (ins, outs) = (linear.in_features, linear.out_features);
-        let features: Vec<usize> = (0..outs).map(feature_of_row).collect();
-        let mut weight = vec![0f32; ins * outs];
+        let mut panels = Panels::new(ins, outs, device);
+        let mut bias = vec![0f32; outs];
         let mut first_row = 0;
-        for stored in &linear.weights {
+        for (piece, stored) in linear.weights.iter().enumerate() {
             let values = read_values(stored)?;
             let rows = values.len() / ins;
-            let features = &features[first_row..first_row + rows];
-            if linear.is_in_by_out {
-                copy_columns(&values, features, &mut weight, outs);
-            } else {
-                copy_transposed(&values, features, &mut weight, outs);
+            let features: Vec<usize> = (first_row..first_row + rows).map(&feature_of_row).collect();
+            match linear.is_in_by_out {
+                true => panels.fill_columns(&values, &features),
+                false => panels.fill_rows(&values, &features),
+            }
+            if let Some(stored) = linear.biases.get(piece) {
+                for (value, &feature) in read_values(stored)?.iter().zip(&features) {
+                    bias[feature] = *value;
+                }
             }
             first_row += rows;
         }
-        let weight = Tensor::from_vec(weight, (ins, outs), &Device::Cpu)?;
-        let mut bias = vec![0f32; outs];
-        let mut stored_features = features.iter();
-        for stored in &linear.biases {
-            for (value, &feature) in read_values(stored)?.iter().zip(&mut stored_features) {
-                bias[feature] = *value;
-            }
-        }
         let bias = match linear.biases.is_empty() {
             true => None,
-            false => Some(Tensor::from_vec(bias, outs, &Device::Cpu)?),
+            false => Some(Tensor::new(bias, device)?.to_dtype(dtype)?),
         };
-        let place = |tensor: Tensor| tensor.to_dtype(dtype)?.to_device(device);
         Ok(Self {
-            weight: place(weight)?,
-            bias: bias.map(place).transpose()?,
+            weight: panels.into_tensor()?.to_dtype(dtype)?.to_device(device)?,
+            bias,
+            out_features: outs,
         })
-    }
-
-    /// A layer without bias whose matrix is (in, out) already.
-    pub fn from_matrix(weight: Tensor) -> Self {
-        Self { weight, bias: None }
-    }
-
-    /// (in_features, out_features)
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
     }
 
     /// (rows, in_features) to (rows, out_features)
     pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let (rows, _) = x.dims2()?;
-        let y = if rows < MIN_ROWS && x.device().is_cpu() {
-            let padded = x.pad_with_zeros(0, 0, MIN_ROWS - rows)?;
-            padded.matmul(&self.weight)?.narrow(0, 0, rows)?
-        } else {
-            x.matmul(&self.weight)?
-        };
+        let (rows, ins) = x.dims2()?;
+        let (num_panels, _, width) = self.weight.dims3()?;
+        let max_sum = if x.device().is_cpu() { MAX_SUM } else { ins };
+        let mut y: Option<Tensor> = None; // (panels, rows, panel_width)
+        for start in (0..ins).step_by(max_sum) {
+            let len = max_sum.min(ins - start);
+            let part = x.narrow(1, start, len)?.expand((num_panels, rows, len))?;
+            let product = part.matmul(&self.weight.narrow(1, start, len)?)?;
+            y = Some(match y {
+                None => product,
+                Some(sum) => (sum + product)?,
+            });
+        }
+        let y = y.expect("bug: a layer without inputs");
+        let y = y
+            .transpose(0, 1)?
+            .contiguous()?
+            .reshape((rows, num_panels * width))?;
+        let y = y.narrow(1, 0, self.out_features)?;
         match &self.bias {
             None => Ok(y),
             Some(bias) => y.broadcast_add(bias),
@@ -87,38 +93,106 @@ impl Linear {
     }
 }
 
-/// A (rows, columns) matrix as (columns, rows) on the CPU.
-pub(super) fn read_transposed(stored: &StoredTensor) -> Result<Tensor> {
-    let (rows, columns) = (stored.shape[0], stored.shape[1]);
-    let mut transposed = vec![0f32; rows * columns];
-    let features: Vec<usize> = (0..rows).collect();
-    copy_transposed(&read_values(stored)?, &features, &mut transposed, rows);
-    Ok(Tensor::from_vec(transposed, (columns, rows), &Device::Cpu)?)
+/// A matrix being put together, panel by panel. (panels, in_features, width)
+struct Panels {
+    values: Vec<f32>,
+    num_panels: usize,
+    in_features: usize,
+    width: usize,
+}
+
+impl Panels {
+    fn new(in_features: usize, out_features: usize, device: &Device) -> Self {
+        let (num_panels, width) = match device.is_cpu() {
+            true => {
+                let num_panels = out_features.div_ceil(MAX_PANEL);
+                let width = out_features
+                    .div_ceil(num_panels)
+                    .next_multiple_of(PANEL_STEP);
+                (out_features.div_ceil(width), width)
+            }
+            false => (1, out_features),
+        };
+        Self {
+            values: vec![0.0; num_panels * in_features * width],
+            num_panels,
+            in_features,
+            width,
+        }
+    }
+
+    fn index(&self, input: usize, feature: usize) -> usize {
+        (feature / self.width * self.in_features + input) * self.width + feature % self.width
+    }
+
+    /// Row `r` of `source` (features, in_features) becomes feature `features[r]`.
+    fn fill_rows(&mut self, source: &[f32], features: &[usize]) {
+        let (ins, width) = (self.in_features, self.width);
+        let firsts: Vec<usize> = features.iter().map(|&f| self.index(0, f)).collect();
+        // Some rows at a time, so that a cache line of the panel is filled while it is at hand.
+        for (firsts, rows) in firsts.chunks(32).zip(source.chunks(32 * ins)) {
+            for input in 0..ins {
+                for (row, first) in firsts.iter().enumerate() {
+                    self.values[first + input * width] = rows[row * ins + input];
+                }
+            }
+        }
+    }
+
+    /// Column `c` of `source` (in_features, features) becomes feature `features[c]`.
+    fn fill_columns(&mut self, source: &[f32], features: &[usize]) {
+        for (input, row) in source.chunks_exact(features.len()).enumerate() {
+            for (value, &feature) in row.iter().zip(features) {
+                let index = self.index(input, feature);
+                self.values[index] = *value;
+            }
+        }
+    }
+
+    fn into_tensor(self) -> candle_core::Result<Tensor> {
+        let shape = (self.num_panels, self.in_features, self.width);
+        Tensor::from_vec(self.values, shape, &Device::Cpu)
+    }
 }
 
 fn read_values(stored: &StoredTensor) -> Result<Vec<f32>> {
     Ok(stored.read_f32()?.flatten_all()?.to_vec1()?)
 }
 
-/// Row `r` of `source` (features, ins) becomes column `features[r]` of `target` (ins, width).
-fn copy_transposed(source: &[f32], features: &[usize], target: &mut [f32], width: usize) {
-    let ins = source.len() / features.len();
-    // Some rows at a time, so that a cache line of the target is filled while it is at hand.
-    for (features, rows) in features.chunks(32).zip(source.chunks(32 * ins)) {
-        for input in 0..ins {
-            for (row, &feature) in features.iter().enumerate() {
-                target[input * width + feature] = rows[row * ins + input];
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random_layer(ins: usize, outs: usize) -> Result<(Linear, Tensor)> {
+        let device = Device::Cpu;
+        let matrix = Tensor::randn(0f32, 1.0, (outs, ins), &device)?;
+        let mut panels = Panels::new(ins, outs, &device);
+        let features: Vec<usize> = (0..outs).collect();
+        panels.fill_rows(&matrix.flatten_all()?.to_vec1()?, &features);
+        let weight = panels.into_tensor()?;
+        let linear = Linear {
+            weight,
+            bias: None,
+            out_features: outs,
+        };
+        Ok((linear, matrix))
+    }
+
+    #[test]
+    fn rows_have_the_same_bits_in_any_batch_and_the_values_of_a_plain_product() -> Result<()> {
+        for (ins, outs) in [(576, 960), (1536, 576), (2100, 24), (30, 1100), (513, 64)] {
+            let (linear, matrix) = random_layer(ins, outs)?;
+            let x = Tensor::randn(0f32, 1.0, (300, ins), &Device::Cpu)?;
+            let whole = linear.forward(&x)?;
+            let plain = x.matmul(&matrix.t()?)?;
+            let error = (&whole - plain)?.abs()?.max_all()?.to_scalar::<f32>()?;
+            assert!(error < 1e-2, "{ins} to {outs}: {error}");
+            let whole = whole.to_vec2::<f32>()?;
+            for rows in [1, 2, 3, 5, 16, 17, 64, 65, 256] {
+                let part = linear.forward(&x.narrow(0, 7, rows)?)?.to_vec2::<f32>()?;
+                assert!(part == whole[7..7 + rows], "{ins} to {outs}, {rows} rows");
             }
         }
-    }
-}
-
-/// Column `c` of `source` (ins, features) becomes column `features[c]` of `target` (ins, width).
-fn copy_columns(source: &[f32], features: &[usize], target: &mut [f32], width: usize) {
-    let rows = source.chunks_exact(features.len());
-    for (source, target) in rows.zip(target.chunks_exact_mut(width)) {
-        for (value, &feature) in source.iter().zip(features) {
-            target[feature] = *value;
-        }
+        Ok(())
     }
 }

@@ -22,7 +22,7 @@ const MIN_QUERY_ROWS: usize = 9;
 
 /// A batch with its rows in the order of the groups.
 pub(super) struct Step {
-    pub token_ids: Tensor, // (num_tokens)
+    pub token_ids: Vec<u32>,
     pub positions: Vec<u32>,
     pub runs: Vec<SlotRun>,
     pub groups: Vec<Group>,
@@ -83,7 +83,7 @@ impl Step {
         }
         let logit_rows = batch.logit_rows.iter().map(|&row| new_row[row as usize]);
         Ok(Self {
-            token_ids: Tensor::new(reordered(&batch.token_ids), device)?,
+            token_ids: reordered(&batch.token_ids),
             positions: reordered(&batch.positions),
             runs: SlotRun::split(&reordered(&batch.slots)),
             groups,
