@@ -8,6 +8,7 @@ use clap::Args;
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
 
 use super::endpoint::Endpoint;
+use super::load::Arrivals;
 use super::record::ClientSettings;
 use super::workload::{WordRange, Workload, WorkloadParams};
 
@@ -29,6 +30,10 @@ pub struct BenchArgs {
     /// Clients; each sends its next request when its last one ended
     #[arg(long, default_value_t = 5, value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000))]
     pub concurrency: usize,
+    /// Open loop instead: requests come at this mean rate, with Poisson gaps, however slow the
+    /// server is; latencies count from when each was due
+    #[arg(long, value_parser = parse_rate, value_name = "PER_SECOND", conflicts_with = "concurrency")]
+    pub request_rate: Option<f64>,
     /// Tokens to generate for each request
     #[arg(long, default_value_t = 100, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     pub max_tokens: usize,
@@ -70,6 +75,18 @@ impl BenchArgs {
         }
     }
 
+    pub fn arrivals(&self) -> Arrivals {
+        match self.request_rate {
+            Some(rate_per_s) => Arrivals::Open {
+                rate_per_s,
+                seed: self.seed,
+            },
+            None => Arrivals::Closed {
+                concurrency: self.concurrency,
+            },
+        }
+    }
+
     pub fn request_timeout(&self) -> Duration {
         Duration::from_secs_f64(self.request_timeout)
     }
@@ -78,7 +95,8 @@ impl BenchArgs {
     pub fn client_settings(&self, workload: &Workload) -> ClientSettings {
         ClientSettings {
             requests: self.requests,
-            concurrency: self.concurrency,
+            concurrency: self.request_rate.is_none().then_some(self.concurrency),
+            request_rate_per_s: self.request_rate,
             warmup: self.warmup,
             max_tokens: self.max_tokens,
             prompt_words: self.prompt_words,
@@ -107,4 +125,14 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
         .contains(&seconds)
         .then_some(seconds)
         .ok_or_else(|| "a time lies between 1 ms and one day, in seconds".to_owned())
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text
+        .parse()
+        .map_err(|_| "expected requests per second".to_owned())?;
+    (0.001..=100_000.0)
+        .contains(&rate)
+        .then_some(rate)
+        .ok_or_else(|| "a rate lies between 0.001 and 100000 requests per second".to_owned())
 }

@@ -3,8 +3,9 @@
 //! Only successful requests give latencies and tokens. A request is successful when its answer
 //! has status 200 and came to its end (see `FailureReason`). Per request, in milliseconds:
 //!
-//! * `ttft`: first event with text - due time. The due time of a closed loop is the moment when
-//!   the client became free, so it differs from the send time by `send_delay` only.
+//! * `ttft`: first event with text - due time: of an open loop the moment drawn beforehand, of a
+//!   closed loop the moment when the client became free.
+//! * `send_delay`: send time - due time, of failed requests too: how late the load generator was.
 //! * `e2e`: last event with text or the finish reason - due time.
 //! * `tpot`: (e2e - ttft) / (output tokens - 1); requests with one token have none. Without the
 //!   first token, so a slow prefill does not show in it.
@@ -100,7 +101,7 @@ impl Metrics {
             error_rate: share(requests.len() - successes.len(), requests.len()).unwrap_or(0.0),
             failures: count_failures(requests),
             duration_s,
-            latencies: Latencies::of(&successes),
+            latencies: Latencies::of(requests, &successes),
             request_throughput_per_s: per_second(successes.len() as u64, duration_s),
             output_throughput_tokens_per_s: tokens.output.map(|n| per_second(n, duration_s)),
             total_throughput_tokens_per_s: tokens
@@ -124,7 +125,7 @@ impl Metrics {
 }
 
 impl Latencies {
-    fn of(successes: &[&RequestRecord]) -> Self {
+    fn of(requests: &[RequestRecord], successes: &[&RequestRecord]) -> Self {
         let summary = |of_request: fn(&RequestRecord) -> Option<f64>| {
             let samples: Vec<f64> = successes.iter().filter_map(|r| of_request(r)).collect();
             Summary::of_ms(&samples)
@@ -140,12 +141,13 @@ impl Latencies {
             .iter()
             .flat_map(|r| r.gaps_ms.iter().copied())
             .collect();
+        let send_delays: Vec<f64> = requests.iter().map(|r| r.sent_ms - r.due_ms).collect();
         Self {
             ttft_ms: summary(ttft_ms),
             tpot_ms: summary(tpot_ms),
             itl_ms: Summary::of_ms(&gaps),
             e2e_ms: summary(|r| Some(r.end_ms - r.due_ms)),
-            send_delay_ms: summary(|r| Some(r.sent_ms - r.due_ms)),
+            send_delay_ms: Summary::of_ms(&send_delays),
             queue_ms: phase(|timings| timings.queue_ms),
             prefill_ms: phase(|timings| timings.prefill_ms),
             decode_ms: phase(|timings| timings.decode_ms),

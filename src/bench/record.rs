@@ -51,7 +51,10 @@ pub struct Run {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClientSettings {
     pub requests: usize,
-    pub concurrency: usize,
+    /// Clients of a closed loop; `None` for an open loop.
+    pub concurrency: Option<usize>,
+    /// Mean arrivals of an open loop; `None` for a closed one.
+    pub request_rate_per_s: Option<f64>,
     pub warmup: usize,
     pub max_tokens: usize,
     pub prompt_words: WordRange,

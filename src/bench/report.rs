@@ -12,6 +12,9 @@ use super::statistics::Summary;
 
 const NOT_AVAILABLE: &str = "n/a";
 
+/// Most that an open loop may lag behind its schedule; timers are good to 1 ms.
+const SEND_DELAY_P99_MAX_MS: f64 = 10.0;
+
 const COLUMNS: [&str; 7] = ["mean", "std", "p50", "p95", "p99", "max", "samples"];
 
 /// One run, ready to be shown.
@@ -137,15 +140,12 @@ impl<'a> Report<'a> {
 
     fn load_in_short(&self) -> String {
         let client = &self.record.run.client;
-        let clients = if client.concurrency == 1 {
-            "client"
-        } else {
-            "clients"
+        let load = match (client.request_rate_per_s, client.concurrency) {
+            (Some(rate), _) => format!("{rate} a second"),
+            (None, Some(1)) => "1 client".to_owned(),
+            (None, concurrency) => format!("{} clients", or_na(concurrency)),
         };
-        format!(
-            "{} requests, {} {clients}",
-            client.requests, client.concurrency
-        )
+        format!("{} requests, {load}", client.requests)
     }
 
     fn figures(&self) -> Vec<(&'static str, String)> {
@@ -159,6 +159,7 @@ impl<'a> Report<'a> {
             ),
             ("error rate", self.error_rate()),
             ("duration", format!("{:.2} s", metrics.duration_s)),
+            ("schedule", self.schedule()),
             (
                 "request throughput",
                 format!("{:.2} requests/s", metrics.request_throughput_per_s),
@@ -214,6 +215,21 @@ impl<'a> Report<'a> {
                 percent(self.metrics.error_rate),
                 reasons.join(", ")
             ),
+        }
+    }
+
+    /// An open loop that could not send on time measured itself.
+    fn schedule(&self) -> String {
+        let client = &self.record.run.client;
+        let delay = self.metrics.latencies.send_delay_ms;
+        match (client.request_rate_per_s, delay) {
+            (None, _) => "closed loop: none to keep".to_owned(),
+            (Some(_), None) => NOT_AVAILABLE.to_owned(),
+            (Some(_), Some(delay)) if delay.p99 > SEND_DELAY_P99_MAX_MS => format!(
+                "MISSED: the client sent {:.2} ms late at p99; the latencies are not the server's alone",
+                delay.p99
+            ),
+            (Some(_), Some(delay)) => format!("kept: sent {:.2} ms late at p99", delay.p99),
         }
     }
 
@@ -331,7 +347,7 @@ impl<'a> Report<'a> {
                     "{}, {} cores, {}, {}, load average {:.2}",
                     machine.cpu,
                     machine.cores,
-                    mib(machine.memory_bytes as f64),
+                    gib(machine.memory_bytes),
                     machine.os,
                     machine.load_average_1m
                 ),
@@ -344,10 +360,13 @@ impl<'a> Report<'a> {
     fn client_settings(&self) -> String {
         let client = &self.record.run.client;
         format!(
-            "closed loop, requests={} concurrency={} max_tokens={} prompt_words={} repeat_ratio={} warmup={} seed={} \
+            "{}, requests={} max_tokens={} prompt_words={} repeat_ratio={} warmup={} seed={} \
              ignore_eos={} temperature=0 request_timeout_s={} prompts_sha256={}",
+            match client.request_rate_per_s {
+                Some(rate) => format!("open loop, request_rate={rate}"),
+                None => format!("closed loop, concurrency={}", or_na(client.concurrency)),
+            },
             client.requests,
-            client.concurrency,
             client.max_tokens,
             client.prompt_words,
             client.repeat_ratio,
@@ -430,4 +449,8 @@ fn percent(share: f64) -> String {
 
 fn mib(bytes: f64) -> String {
     format!("{:.1} MiB", bytes / f64::from(1 << 20))
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }

@@ -12,7 +12,7 @@ use super::args::BenchArgs;
 use super::benchmarks_md;
 use super::client::{Client, RequestParams};
 use super::endpoint::Api;
-use super::load::closed_loop;
+use super::load::{Arrivals, run_load};
 use super::machine::{Commit, Machine, repository_root};
 use super::own_server::OwnServer;
 use super::progress::progress_bar;
@@ -216,11 +216,11 @@ async fn warm_up(client: &Client, params: &RequestParams, workload: &Workload, c
         ..params.clone()
     };
     let bar = progress_bar(Some(workload.warmup.len()), "warming up");
-    closed_loop(
+    run_load(
         client,
         &params,
         &workload.warmup,
-        concurrency,
+        Arrivals::Closed { concurrency },
         &Clock::start(),
         |_| bar.inc(1),
     )
@@ -261,11 +261,11 @@ async fn measure_load(
     let cpu_before = cpu_ms();
     let mut samples = Vec::new();
     let requests = {
-        let load = closed_loop(
+        let load = run_load(
             client,
             params,
             &workload.measured,
-            args.concurrency,
+            args.arrivals(),
             &clock,
             on_end,
         );

@@ -257,6 +257,35 @@ fn exactly_the_asked_number_of_clients_are_in_flight() {
 }
 
 #[test]
+fn an_open_loop_sends_on_time_while_nothing_is_answered() {
+    // The server answers only when three requests wait: a client that waited would hang.
+    let flags = [
+        "--requests",
+        "9",
+        "--request-rate",
+        "1000",
+        "--max-tokens",
+        "2",
+        "--warmup",
+        "0",
+    ];
+    let outcome = bench(Script::WaitForThree, "", &flags);
+    assert_eq!(outcome.metrics().num_successes, 9);
+    let requests = &outcome.record.requests;
+    assert!(requests.is_sorted_by(|a, b| a.due_ms < b.due_ms));
+    assert!(
+        requests
+            .iter()
+            .all(|request| request.due_ms <= request.sent_ms)
+    );
+    let client = &outcome.record.run.client;
+    assert_eq!(
+        (client.concurrency, client.request_rate_per_s),
+        (None, Some(1000.0))
+    );
+}
+
+#[test]
 fn requests_carry_the_flags_and_ids_that_the_record_keeps() {
     let outcome = bench(
         Script::Sound,
@@ -384,6 +413,7 @@ fn flags_out_of_range_are_refused() {
         ["--request-timeout", "0"],
         ["--endpoint", "https://h"],
         ["--prompt-words", "9-3"],
+        ["--request-rate", "0"],
     ] {
         assert!(
             Cli::try_parse_from(["bench"].iter().chain(&flags)).is_err(),

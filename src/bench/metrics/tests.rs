@@ -44,7 +44,8 @@ fn record(requests: Vec<RequestRecord>) -> Record {
             machine: Default::default(),
             client: ClientSettings {
                 requests: requests.len(),
-                concurrency: 1,
+                concurrency: Some(1),
+                request_rate_per_s: None,
                 warmup: 0,
                 max_tokens: 5,
                 prompt_words: "20".parse().expect("a number of words"),
