@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
+use clap::{Args, Subcommand};
 
 use super::endpoint::Endpoint;
 use super::load::Arrivals;
@@ -19,7 +19,10 @@ use super::workload::{WordRange, Workload, WorkloadParams};
     the environment:\n\n    ENABLE_BATCHING=false candlepower bench\n    MAX_BATCH_SIZE=16 candlepower bench\n\n\
     With the same flags both runs send the same prompts; the record carries their hash."
 )]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    pub command: Option<BenchCommand>,
     /// Measure a server that already runs: the base address of an OpenAI-compatible one, or the
     /// address of a /generate [default: start this program's own server]
     #[arg(long, value_name = "URL")]
@@ -62,6 +65,17 @@ pub struct BenchArgs {
     /// Print and save the result, and leave BENCHMARKS.md as it is
     #[arg(long)]
     pub no_append: bool,
+}
+
+/// What else than measuring.
+#[derive(Clone, Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Table the figures of recorded runs side by side, with ratios to the first
+    Compare {
+        /// Raw records that bench has written
+        #[arg(required = true, num_args = 2.., value_name = "FILE")]
+        records: Vec<PathBuf>,
+    },
 }
 
 impl BenchArgs {

@@ -3,11 +3,13 @@
 //!
 //! The walk: [`workload`] (what is sent) > [`load`] (when) > [`client`] (one request) >
 //! [`record`] (what was seen) > [`metrics`] (what it means) > [`statistics`] > [`report`] >
-//! [`benchmarks_md`]. Beside it: [`own_server`] starts the server to measure, [`watch`] samples it.
+//! [`benchmarks_md`]. Beside it: [`own_server`] starts the server to measure, [`watch`] samples it,
+//! [`compare`] sets recorded runs side by side.
 
 mod args;
 mod benchmarks_md;
 mod client;
+pub mod compare;
 mod endpoint;
 mod load;
 mod machine;

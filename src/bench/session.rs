@@ -8,9 +8,10 @@ use anyhow::{Context as _, bail, ensure};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::args::BenchArgs;
+use super::args::{BenchArgs, BenchCommand};
 use super::benchmarks_md;
 use super::client::{Client, RequestParams};
+use super::compare::compare_files;
 use super::endpoint::Api;
 use super::load::{Arrivals, run_load};
 use super::machine::{Commit, Machine, repository_root};
@@ -41,6 +42,10 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
 /// # Errors
 /// As for [`run`].
 pub fn run_in(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
+    if let Some(BenchCommand::Compare { records }) = &args.command {
+        print!("{}", compare_files(records)?);
+        return Ok(());
+    }
     // One thread: the load generator must leave the cores to the server.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

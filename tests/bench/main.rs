@@ -6,6 +6,7 @@ mod script;
 use std::collections::HashSet;
 use std::path::Path;
 
+use candlepower::bench::compare::compare;
 use candlepower::bench::metrics::Metrics;
 use candlepower::bench::record::{FailureReason, Record};
 use candlepower::bench::{BenchArgs, run_in};
@@ -286,6 +287,30 @@ fn an_open_loop_sends_on_time_while_nothing_is_answered() {
 }
 
 #[test]
+fn recorded_runs_are_compared_with_ratios_and_with_what_differs() {
+    let outcome = bench(Script::Sound, "", &SMALL);
+    let mut slower = outcome.record.clone();
+    slower.run.duration_ms *= 2.0;
+    slower.run.server.stats_after["settings"]["enable_batching"] = false.into();
+    let base = ("base".to_owned(), outcome.record.clone());
+    let table = compare(&[base.clone(), ("slower".to_owned(), slower.clone())]);
+    let line = |start: &str| {
+        table
+            .lines()
+            .find(|line| line.starts_with(start))
+            .unwrap_or_default()
+    };
+    assert!(line("output tokens/s").ends_with("(x0.50)"), "{table}");
+    let setting: Vec<&str> = line("enable_batching").split_whitespace().collect();
+    assert_eq!(setting, ["enable_batching", "true", "false"], "{table}");
+    assert!(!table.contains("do not compare"), "{table}");
+
+    slower.run.client.prompts_sha256 = "another".to_owned();
+    let table = compare(&[base, ("slower".to_owned(), slower)]);
+    assert!(table.contains("do not compare"), "{table}");
+}
+
+#[test]
 fn requests_carry_the_flags_and_ids_that_the_record_keeps() {
     let outcome = bench(
         Script::Sound,
@@ -414,6 +439,7 @@ fn flags_out_of_range_are_refused() {
         ["--endpoint", "https://h"],
         ["--prompt-words", "9-3"],
         ["--request-rate", "0"],
+        ["compare", "one.json"],
     ] {
         assert!(
             Cli::try_parse_from(["bench"].iter().chain(&flags)).is_err(),
