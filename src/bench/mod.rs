@@ -2,15 +2,16 @@
 //! model, so it can measure any other server and cannot flatter ours.
 //!
 //! The walk: [`workload`] (what is sent) > [`load`] (when) > [`client`] (one request) >
-//! [`record`] (what was seen) > [`metrics`] (what it means) > [`statistics`] > [`report`] >
-//! [`benchmarks_md`]. Beside it: [`own_server`] starts the server to measure, [`watch`] samples it,
-//! [`compare`] sets recorded runs side by side.
+//! [`record`] (what was seen) > [`metrics`] (what it means) > [`statistics`] > [`figures`] >
+//! [`report`] > [`benchmarks_md`]. Beside it: [`own_server`] starts the server to measure,
+//! [`watch`] samples it, [`compare`] sets recorded runs side by side.
 
 mod args;
 mod benchmarks_md;
 mod client;
 pub mod compare;
 mod endpoint;
+mod figures;
 mod load;
 mod machine;
 pub mod metrics;

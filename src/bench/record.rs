@@ -66,6 +66,9 @@ pub struct ClientSettings {
     pub prompts_sha256: String,
 }
 
+/// `ServerRecord::endpoint` of a server that was started for the run.
+pub const OWN_SERVER: &str = "own";
+
 /// What is known of the measured server. `Value::Null` where it does not tell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServerRecord {

@@ -3,17 +3,10 @@
 
 use std::fmt::Write as _;
 
-use serde_json::Value;
-
+use super::figures::{Figures, NOT_AVAILABLE, mib, milliseconds, or_na, percent};
 use super::metrics::{Latencies, Metrics};
-use super::record::Record;
-use super::server_stats::ServerStats;
+use super::record::{OWN_SERVER, Record};
 use super::statistics::Summary;
-
-const NOT_AVAILABLE: &str = "n/a";
-
-/// Most that an open loop may lag behind its schedule; timers are good to 1 ms.
-const SEND_DELAY_P99_MAX_MS: f64 = 10.0;
 
 const COLUMNS: [&str; 7] = ["mean", "std", "p50", "p95", "p99", "max", "samples"];
 
@@ -47,9 +40,11 @@ impl<'a> Report<'a> {
             }
         }
         text.push_str("\n\n");
-        for (name, value) in self.figures().iter().chain(&self.circumstances()) {
+        let figures = self.figures();
+        for (name, value) in figures.results().into_iter().chain(figures.circumstances()) {
             let _ = writeln!(text, "{name:<26}{value}");
         }
+        let _ = writeln!(text, "{:<26}{}", "raw records", self.raw);
         text
     }
 
@@ -62,13 +57,26 @@ impl<'a> Report<'a> {
         for (name, summary) in latency_rows(&self.metrics.latencies) {
             let _ = writeln!(text, "| {name} | {} |", latency_cells(summary).join(" | "));
         }
-        for (heading, rows) in [("result", self.figures()), ("run", self.circumstances())] {
+        let figures = self.figures();
+        let tables = [
+            ("result", figures.results()),
+            ("run", figures.circumstances()),
+        ];
+        for (heading, rows) in tables {
             let _ = writeln!(text, "\n| {heading} | |\n|---|---|");
             for (name, value) in rows {
                 let _ = writeln!(text, "| {name} | {} |", value.replace('|', "\\|"));
             }
         }
+        let _ = writeln!(text, "| raw records | `{}` |", self.raw);
         text
+    }
+
+    fn figures(&self) -> Figures<'_> {
+        Figures {
+            run: &self.record.run,
+            metrics: &self.metrics,
+        }
     }
 
     /// One row of the summary table of BENCHMARKS.md, see [`super::benchmarks_md`].
@@ -147,250 +155,7 @@ impl<'a> Report<'a> {
         };
         format!("{} requests, {load}", client.requests)
     }
-
-    fn figures(&self) -> Vec<(&'static str, String)> {
-        let metrics = &self.metrics;
-        let server = &metrics.server;
-        let per_second = |x: Option<f64>| or_na(x.map(|x| format!("{x:.1} tokens/s")));
-        vec![
-            (
-                "successful requests",
-                format!("{} of {}", metrics.num_successes, metrics.num_requests),
-            ),
-            ("error rate", self.error_rate()),
-            ("duration", format!("{:.2} s", metrics.duration_s)),
-            ("schedule", self.schedule()),
-            (
-                "request throughput",
-                format!("{:.2} requests/s", metrics.request_throughput_per_s),
-            ),
-            (
-                "output throughput",
-                per_second(metrics.output_throughput_tokens_per_s),
-            ),
-            (
-                "total throughput",
-                per_second(metrics.total_throughput_tokens_per_s),
-            ),
-            ("tokens in, out", self.tokens()),
-            (
-                "cache hit rate, requests",
-                or_na(metrics.cached_request_rate.map(percent)),
-            ),
-            (
-                "cache hit rate, tokens",
-                or_na(metrics.cached_token_rate.map(percent)),
-            ),
-            ("prefix cache", self.prefix_cache()),
-            ("KV cache in use, peak", self.kv_peak()),
-            ("evictions", self.evictions()),
-            ("preemptions", or_na(server.preemptions)),
-            (
-                "mean batch size",
-                or_na(server.mean_batch_size.map(|x| format!("{x:.2} sequences"))),
-            ),
-            ("RAM of the server", self.memory()),
-            (
-                "model load time",
-                or_na(server.model_load_time_ms.map(|ms| format!("{ms:.0} ms"))),
-            ),
-            (
-                "CPU of the client",
-                format!("{} of one core", percent(metrics.client_cpu_share)),
-            ),
-        ]
-    }
-
-    fn error_rate(&self) -> String {
-        let reasons: Vec<String> = self
-            .metrics
-            .failures
-            .iter()
-            .map(|(reason, count)| format!("{count} {reason}"))
-            .collect();
-        match reasons.is_empty() {
-            true => percent(self.metrics.error_rate),
-            false => format!(
-                "{} ({})",
-                percent(self.metrics.error_rate),
-                reasons.join(", ")
-            ),
-        }
-    }
-
-    /// An open loop that could not send on time measured itself.
-    fn schedule(&self) -> String {
-        let client = &self.record.run.client;
-        let delay = self.metrics.latencies.send_delay_ms;
-        match (client.request_rate_per_s, delay) {
-            (None, _) => "closed loop: none to keep".to_owned(),
-            (Some(_), None) => NOT_AVAILABLE.to_owned(),
-            (Some(_), Some(delay)) if delay.p99 > SEND_DELAY_P99_MAX_MS => format!(
-                "MISSED: the client sent {:.2} ms late at p99; the latencies are not the server's alone",
-                delay.p99
-            ),
-            (Some(_), Some(delay)) => format!("kept: sent {:.2} ms late at p99", delay.p99),
-        }
-    }
-
-    fn tokens(&self) -> String {
-        let metrics = &self.metrics;
-        let mut text = format!(
-            "{}, {}",
-            or_na(metrics.prompt_tokens),
-            or_na(metrics.output_tokens)
-        );
-        if metrics.counted_by_events {
-            text.push_str(" (counted by events: the server sends no usage)");
-        } else if let Some(ratio) = metrics.tokens_per_event {
-            let _ = write!(text, " ({ratio:.2} output tokens an event)");
-        }
-        text
-    }
-
-    fn prefix_cache(&self) -> String {
-        let server = &self.metrics.server;
-        or_na(
-            server
-                .prefix_hit_tokens
-                .zip(server.prefix_query_tokens)
-                .map(|(hit, asked)| format!("{hit} of {asked} tokens found")),
-        )
-    }
-
-    fn kv_peak(&self) -> String {
-        let server = &self.metrics.server;
-        let used = or_na(server.kv_peak_tokens.map(|n| format!("{n} tokens")));
-        let bytes = or_na(server.kv_peak_bytes.map(|n| mib(n as f64)));
-        match server.kv_capacity_tokens.zip(server.kv_capacity_bytes) {
-            Some((tokens, room)) => {
-                format!(
-                    "{used}, {bytes} (room for {tokens} tokens, {})",
-                    mib(room as f64)
-                )
-            }
-            None => format!("{used}, {bytes}"),
-        }
-    }
-
-    fn evictions(&self) -> String {
-        let server = &self.metrics.server;
-        or_na(
-            server
-                .evicted_blocks
-                .zip(server.eviction_time_ms)
-                .map(|(blocks, ms)| format!("{blocks} blocks in {ms:.2} ms")),
-        )
-    }
-
-    fn memory(&self) -> String {
-        let server = &self.metrics.server;
-        or_na(
-            server
-                .memory_peak_bytes
-                .zip(server.memory_mean_bytes)
-                .map(|(peak, mean)| format!("peak {}, mean {}", mib(peak as f64), mib(mean))),
-        )
-    }
-
-    fn circumstances(&self) -> Vec<(&'static str, String)> {
-        let run = &self.record.run;
-        let stats = ServerStats::of(&run.server.stats_after);
-        let commit = run.commit.as_ref().map(|commit| {
-            format!(
-                "{}{}",
-                commit.id,
-                if commit.dirty {
-                    " + uncommitted changes"
-                } else {
-                    ""
-                }
-            )
-        });
-        let model = [
-            run.server.model.clone(),
-            stats.model.quantization.clone(),
-            stats
-                .model
-                .device
-                .as_ref()
-                .map(|device| format!("on {device}")),
-            stats
-                .model
-                .sha256
-                .as_ref()
-                .map(|hash| format!("sha256 {hash}")),
-        ];
-        let model: Vec<String> = model.into_iter().flatten().collect();
-        let machine = &run.machine;
-        vec![
-            ("commit", or_na(commit)),
-            ("program", run.tool.clone()),
-            (
-                "model",
-                if model.is_empty() {
-                    NOT_AVAILABLE.to_owned()
-                } else {
-                    model.join(", ")
-                },
-            ),
-            (
-                "server",
-                format!("{} ({})", run.server.endpoint, run.server.api),
-            ),
-            ("server settings", settings(&stats)),
-            ("client settings", self.client_settings()),
-            ("cache at start", self.cache_state().to_owned()),
-            (
-                "machine",
-                format!(
-                    "{}, {} cores, {}, {}, load average {:.2}",
-                    machine.cpu,
-                    machine.cores,
-                    gib(machine.memory_bytes),
-                    machine.os,
-                    machine.load_average_1m
-                ),
-            ),
-            ("CPU flags", machine.cpu_flags.join(" ")),
-            ("raw records", format!("`{}`", self.raw)),
-        ]
-    }
-
-    fn client_settings(&self) -> String {
-        let client = &self.record.run.client;
-        format!(
-            "{}, requests={} max_tokens={} prompt_words={} repeat_ratio={} warmup={} seed={} \
-             ignore_eos={} temperature=0 request_timeout_s={} prompts_sha256={}",
-            match client.request_rate_per_s {
-                Some(rate) => format!("open loop, request_rate={rate}"),
-                None => format!("closed loop, concurrency={}", or_na(client.concurrency)),
-            },
-            client.requests,
-            client.max_tokens,
-            client.prompt_words,
-            client.repeat_ratio,
-            client.warmup,
-            client.seed,
-            client.ignore_eos,
-            client.request_timeout_s,
-            client
-                .prompts_sha256
-                .get(..16)
-                .unwrap_or(&client.prompts_sha256),
-        )
-    }
-
-    fn cache_state(&self) -> &'static str {
-        match self.record.run.server.endpoint == OWN_SERVER {
-            true => "cold: a server of this run alone; warm-up prompts are never measured",
-            false => "as found: what the server kept from before is not known",
-        }
-    }
 }
-
-/// `ServerRecord::endpoint` of a server that was started for the run.
-pub const OWN_SERVER: &str = "own";
 
 fn latency_rows(latencies: &Latencies) -> [(&'static str, Option<Summary>); 8] {
     [
@@ -415,42 +180,4 @@ fn latency_cells(summary: Option<Summary>) -> Vec<String> {
         .map(milliseconds)
         .chain([s.count.to_string()])
         .collect()
-}
-
-fn settings(stats: &ServerStats) -> String {
-    let plain = |value: &Value| {
-        value
-            .as_str()
-            .map_or_else(|| value.to_string(), str::to_owned)
-    };
-    let pairs: Vec<String> = stats
-        .settings
-        .iter()
-        .map(|(name, value)| format!("{name}={}", plain(value)))
-        .collect();
-    if pairs.is_empty() {
-        NOT_AVAILABLE.to_owned()
-    } else {
-        pairs.join(" ")
-    }
-}
-
-fn or_na(value: Option<impl ToString>) -> String {
-    value.map_or_else(|| NOT_AVAILABLE.to_owned(), |value| value.to_string())
-}
-
-fn milliseconds(ms: f64) -> String {
-    format!("{ms:.2}")
-}
-
-fn percent(share: f64) -> String {
-    format!("{:.1} %", share * 100.0)
-}
-
-fn mib(bytes: f64) -> String {
-    format!("{:.1} MiB", bytes / f64::from(1 << 20))
-}
-
-fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }

@@ -19,10 +19,10 @@ use super::own_server::OwnServer;
 use super::progress::progress_bar;
 use super::provenance::{command_line, settings_from_environment};
 use super::record::{
-    Clock, FORMAT_VERSION, Record, RequestRecord, Run, ServerRecord, judge_missing_usage,
-    round_to_us,
+    Clock, FORMAT_VERSION, OWN_SERVER, Record, RequestRecord, Run, ServerRecord,
+    judge_missing_usage, round_to_us,
 };
-use super::report::{OWN_SERVER, Report};
+use super::report::Report;
 use super::server_stats::ServerStats;
 use super::watch::{ProcessProbe, watch};
 use super::workload::Workload;

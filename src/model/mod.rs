@@ -28,10 +28,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::quantized::GgmlDType;
 
-use collect::{TensorIndex, TensorNames};
-use gguf::GgufFile;
 pub use catalogue::{Catalogue, CatalogueEntry, list, write_table};
 pub use checksum::sha256_of;
+use collect::{TensorIndex, TensorNames};
+use gguf::GgufFile;
 pub use gguf_vocab::GgufVocab;
 use hf_config::HfConfig;
 pub use hub::HubConfig;
