@@ -200,22 +200,13 @@ impl Client {
         }
     }
 
-    /// The first model of `/v1/models`.
+    /// The first model of `/v1/models`; `None` if the server lists none.
     ///
     /// # Errors
-    /// The server cannot be reached, or lists no model.
-    pub async fn model_id(&self) -> anyhow::Result<String> {
+    /// The server cannot be reached or does not answer in time.
+    pub async fn model_id(&self) -> anyhow::Result<Option<String>> {
         let models = self.get_json("/v1/models").await?;
-        let id = models
-            .as_ref()
-            .and_then(|models| models["data"][0]["id"].as_str());
-        id.map(str::to_owned).with_context(|| {
-            format!(
-                "{} lists no model: --endpoint takes the base address of an OpenAI-compatible server, or the \
-                 address of a /generate",
-                self.endpoint.url("/v1/models")
-            )
-        })
+        Ok(models.and_then(|models| models["data"][0]["id"].as_str().map(str::to_owned)))
     }
 }
 

@@ -130,7 +130,7 @@ fn differences(runs: &[(String, Record)]) -> Vec<Vec<String>> {
 
 fn circumstances(record: &Record) -> Map<String, Value> {
     let run = &record.run;
-    let stats = ServerStats::of(&run.server.stats_after);
+    let stats = ServerStats::of(&run.server.stats_before);
     let mut all = match serde_json::to_value(&run.client) {
         Ok(Value::Object(client)) => client,
         other => unreachable!("bug: client settings are an object, not {other:?}"),

@@ -172,7 +172,7 @@ impl Figures<'_> {
     /// What it was measured on, and how.
     pub fn circumstances(&self) -> Vec<Row> {
         let run = self.run;
-        let stats = ServerStats::of(&run.server.stats_after);
+        let stats = ServerStats::of(&run.server.stats_before);
         let commit = run.commit.as_ref().map(|commit| {
             format!(
                 "{}{}",

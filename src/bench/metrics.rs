@@ -246,14 +246,14 @@ impl ServerMetrics {
         Self {
             memory_peak_bytes: memory.iter().copied().max(),
             memory_mean_bytes: share(memory.iter().sum(), memory.len() as u64),
-            model_load_time_ms: after.model.load_time_ms,
+            model_load_time_ms: before.model.load_time_ms,
             mean_batch_size: delta(|s| s.batch.num_step_sequences)
                 .zip(delta(|s| s.batch.num_steps))
                 .and_then(|(sequences, steps)| share(sequences, steps)),
             kv_peak_tokens: peak(|sample| sample.kv_used_tokens),
             kv_peak_bytes: peak(|sample| sample.kv_used_bytes),
-            kv_capacity_tokens: after.kv_cache.capacity_tokens,
-            kv_capacity_bytes: after.kv_cache.total_bytes,
+            kv_capacity_tokens: before.kv_cache.capacity_tokens,
+            kv_capacity_bytes: before.kv_cache.total_bytes,
             prefix_query_tokens: delta(|s| s.prefix.query_tokens),
             prefix_hit_tokens: delta(|s| s.prefix.hit_tokens),
             evicted_blocks: delta(|s| s.evictions.num_evicted_blocks),

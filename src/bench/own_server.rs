@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use hyper::StatusCode;
 use sysinfo::{Pid, ProcessesToUpdate, Signal, System};
 use tokio::sync::oneshot;
@@ -81,16 +81,11 @@ impl OwnServer {
             }
             Ok(endpoint)
         };
-        match tokio::time::timeout(START_TIMEOUT, ready).await {
-            Ok(result) => result.with_context(|| self.log_end()),
-            Err(_) => {
-                let limit = START_TIMEOUT.as_secs();
-                bail!(
-                    "{}: the server was not ready within {limit} s",
-                    self.log_end()
-                )
-            }
-        }
+        let limit = START_TIMEOUT.as_secs();
+        let outcome = tokio::time::timeout(START_TIMEOUT, ready).await;
+        let outcome =
+            outcome.unwrap_or_else(|_| bail!("the server was not ready within {limit} s"));
+        outcome.map_err(|error| anyhow!("{error:#}; {}", self.log_end()))
     }
 
     /// Where the log is and how it ends.
@@ -98,7 +93,7 @@ impl OwnServer {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         let last = &lines[lines.len().saturating_sub(QUOTED_LINES)..];
-        format!("{}\n(the end of {})\n", last.join("\n"), self.log.display())
+        format!("{} ends with:\n{}", self.log.display(), last.join("\n"))
     }
 
     fn has_ended_within(&mut self, limit: Duration) -> bool {

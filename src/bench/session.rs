@@ -19,7 +19,7 @@ use super::own_server::OwnServer;
 use super::progress::progress_bar;
 use super::provenance::{command_line, settings_from_environment};
 use super::record::{
-    Clock, FORMAT_VERSION, OWN_SERVER, Record, RequestRecord, Run, ServerRecord,
+    Clock, FORMAT_VERSION, OWN_SERVER, Record, RequestRecord, Run, ServerRecord, ServerSample,
     judge_missing_usage, round_to_us,
 };
 use super::report::Report;
@@ -132,7 +132,50 @@ fn default_output(root: &Path, started: Timestamp) -> PathBuf {
     root.join("benches").join("results").join(name)
 }
 
-/// Starts the server if none was named, warms it up, and measures it.
+/// The server to measure; one of our own ends with it.
+struct Target {
+    own_server: Option<OwnServer>,
+    client: Client,
+    model: Option<String>,
+}
+
+impl Target {
+    /// Starts a server if none was named, and asks for its model.
+    async fn open(args: &BenchArgs, output: &Path) -> anyhow::Result<Self> {
+        let (own_server, endpoint) = match &args.endpoint {
+            Some(endpoint) => (None, endpoint.clone()),
+            None => {
+                let program = std::env::current_exe().context("cannot tell this program's file")?;
+                let log = output.with_extension("log");
+                let mut server = OwnServer::start(Command::new(program), &log)?;
+                let waiting = progress_bar(None, "starting the server");
+                let endpoint = server.ready().await?;
+                waiting.finish_and_clear();
+                (Some(server), endpoint)
+            }
+        };
+        let client = Client::new(endpoint);
+        let model = client.model_id().await?;
+        ensure!(
+            model.is_some() || client.endpoint.api == Api::Generate,
+            "{} lists no model: --endpoint takes the base address of an OpenAI-compatible server, \
+             or the address of a /generate",
+            client.endpoint.url("/v1/models")
+        );
+        Ok(Self {
+            own_server,
+            client,
+            model,
+        })
+    }
+
+    fn process(&self) -> Option<ProcessProbe> {
+        let server = self.own_server.as_ref()?;
+        ProcessProbe::new(server.pid())
+    }
+}
+
+/// Warms the server up and measures it.
 async fn measure(
     args: &BenchArgs,
     workload: &Workload,
@@ -140,40 +183,19 @@ async fn measure(
     output: &Path,
 ) -> anyhow::Result<Record> {
     let machine = Machine::this();
-    let (own_server, endpoint) = match &args.endpoint {
-        Some(endpoint) => (None, endpoint.clone()),
-        None => {
-            let program = std::env::current_exe().context("cannot tell this program's file")?;
-            let mut server =
-                OwnServer::start(Command::new(program), &output.with_extension("log"))?;
-            let waiting = progress_bar(None, "starting the server");
-            let endpoint = server.ready().await?;
-            waiting.finish_and_clear();
-            (Some(server), endpoint)
-        }
-    };
-    let client = Client::new(endpoint);
-    let model = match client.endpoint.api {
-        Api::Completions => Some(client.model_id().await?),
-        Api::Generate => client
-            .get_json("/v1/models")
-            .await?
-            .and_then(|models| models["data"][0]["id"].as_str().map(str::to_owned)),
-    };
+    let target = Target::open(args, output).await?;
+    let client = &target.client;
     let params = RequestParams {
-        model: model.clone().unwrap_or_default(),
+        model: target.model.clone().unwrap_or_default(),
         max_tokens: args.max_tokens,
         ignore_eos: args.ignore_eos,
         timeout: args.request_timeout(),
         id_prefix: format!("bench-{}", started.as_millisecond()),
     };
-    warm_up(&client, &params, workload, args.concurrency).await;
+    warm_up(client, &params, workload, args.concurrency).await;
 
     let stats_before = client.get_json("/stats").await?.unwrap_or_default();
-    let process = own_server
-        .as_ref()
-        .and_then(|server| ProcessProbe::new(server.pid()));
-    let measured = measure_load(args, &client, &params, workload, process).await;
+    let measured = measure_load(args, client, &params, workload, target.process()).await;
     // A server that died under the load is a result, and its records are kept.
     let stats_after = client
         .get_json("/stats")
@@ -182,10 +204,14 @@ async fn measure(
         .flatten()
         .unwrap_or_default();
 
-    let environment = match own_server {
-        Some(_) => settings_from_environment(&ServerStats::of(&stats_after).settings),
+    let environment = match target.own_server {
+        Some(_) => settings_from_environment(&ServerStats::of(&stats_before).settings),
         None => BTreeMap::new(),
     };
+    let endpoint = args
+        .endpoint
+        .as_ref()
+        .map_or(OWN_SERVER.to_owned(), ToString::to_string);
     let run = Run {
         format_version: FORMAT_VERSION,
         tool: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -196,12 +222,9 @@ async fn measure(
         machine,
         client: args.client_settings(workload),
         server: ServerRecord {
-            endpoint: args
-                .endpoint
-                .as_ref()
-                .map_or(OWN_SERVER.to_owned(), ToString::to_string),
+            endpoint,
             api: client.endpoint.path().to_owned(),
-            model,
+            model: target.model.clone(),
             stats_before,
             stats_after,
             samples: measured.samples,
@@ -235,7 +258,7 @@ async fn warm_up(client: &Client, params: &RequestParams, workload: &Workload, c
 
 struct Measured {
     requests: Vec<RequestRecord>,
-    samples: Vec<super::record::ServerSample>,
+    samples: Vec<ServerSample>,
     client_cpu_ms: u64,
 }
 

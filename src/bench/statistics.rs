@@ -1,7 +1,8 @@
 //! Numbers about samples: mean, standard deviation, percentiles. Knows nothing of requests.
 //!
 //! Percentiles come from an HDR histogram of microseconds with four significant digits, and are
-//! nearest-rank: a p99 of 50 samples is the largest of them, never a value between two.
+//! nearest-rank: a p99 of 50 samples is the largest of them, never a value between two. The
+//! histogram itself is not stored, because the record keeps every sample.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;

@@ -291,7 +291,7 @@ fn recorded_runs_are_compared_with_ratios_and_with_what_differs() {
     let outcome = bench(Script::Sound, "", &SMALL);
     let mut slower = outcome.record.clone();
     slower.run.duration_ms *= 2.0;
-    slower.run.server.stats_after["settings"]["enable_batching"] = false.into();
+    slower.run.server.stats_before["settings"]["enable_batching"] = false.into();
     let base = ("base".to_owned(), outcome.record.clone());
     let table = compare(&[base.clone(), ("slower".to_owned(), slower.clone())]);
     let line = |start: &str| {
