@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::bench::{self, BenchArgs};
 use crate::config::ServeConfig;
+use crate::{model, serve};
 
 /// An LLM inference server with a built-in benchmark harness.
 #[derive(Debug, Parser)]
@@ -16,6 +18,10 @@ pub struct Cli {
 enum Command {
     /// Load a model and serve it over HTTP
     Serve(Box<ServeConfig>),
+    /// Measure a server over HTTP and record the result
+    Bench(Box<BenchArgs>),
+    /// List the models of the catalogue, and which are on this machine
+    Models,
 }
 
 /// Runs the parsed command to its end.
@@ -24,6 +30,8 @@ enum Command {
 /// What went wrong, in one line for the user: the file or setting, and what to do.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Serve(config) => anyhow::bail!("cannot serve {} yet", config.model.model),
+        Command::Serve(config) => serve::run(&config),
+        Command::Bench(args) => bench::run(*args),
+        Command::Models => model::list(&mut std::io::stdout().lock()),
     }
 }

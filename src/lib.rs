@@ -17,5 +17,6 @@ pub mod engine;
 pub mod kv_cache;
 pub mod model;
 pub mod runner;
+pub mod serve;
 pub mod server;
 pub mod text;

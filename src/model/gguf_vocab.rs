@@ -3,25 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::gguf::{Metadata, Value};
-
-/// What a GGUF file says about its tokenizer.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct GgufVocab {
-    /// `tokenizer.ggml.model`: gpt2 (byte-level BPE) or llama (SentencePiece).
-    pub model: String,
-    /// `tokenizer.ggml.pre`
-    pub pre: Option<String>,
-    pub tokens: Vec<String>,
-    pub merges: Vec<String>,
-    pub scores: Vec<f32>,
-    pub token_types: Vec<i32>,
-    pub bos_token_id: Option<u32>,
-    pub eos_token_id: Option<u32>,
-    pub unknown_token_id: Option<u32>,
-    pub add_bos_token: Option<bool>,
-    pub add_eos_token: Option<bool>,
-    pub add_space_prefix: Option<bool>,
-}
+use crate::text::GgufVocab;
 
 /// Moves the vocabulary out of the metadata; ids and lengths are checked.
 pub(super) fn read(mut metadata: Metadata) -> Result<GgufVocab> {
@@ -49,11 +31,11 @@ pub(super) fn read(mut metadata: Metadata) -> Result<GgufVocab> {
             .with_context(|| format!("its metadata key {} is missing", key("model")))?
             .to_owned(),
         pre: metadata.string(&key("pre"))?.map(str::to_owned),
-        bos_token_id: id("bos_token_id")?,
-        eos_token_id: id("eos_token_id")?,
-        unknown_token_id: id("unknown_token_id")?,
+        bos_id: id("bos_token_id")?,
+        eos_id: id("eos_token_id")?,
+        unk_id: id("unknown_token_id")?,
+        pad_id: id("padding_token_id")?,
         add_bos_token: metadata.bool(&key("add_bos_token"))?,
-        add_eos_token: metadata.bool(&key("add_eos_token"))?,
         add_space_prefix: metadata.bool(&key("add_space_prefix"))?,
         ..GgufVocab::default()
     };

@@ -32,12 +32,13 @@ pub use catalogue::{Catalogue, CatalogueEntry, list, write_table};
 pub use checksum::sha256_of;
 use collect::{TensorIndex, TensorNames};
 use gguf::GgufFile;
-pub use gguf_vocab::GgufVocab;
 use hf_config::HfConfig;
 pub use hub::HubConfig;
 pub use source::{ModelFiles, ModelPlaces, ResolvedModel, resolve, weight_files};
 pub use spec::{Activation, Biases, Mlp, ModelSpec, Norm, NormKind, Positions, Rope, RopePairing};
 pub use weights::{LayerWeights, LinearWeights, NormWeights, StoredTensor, Weights, decode_f32};
+
+use crate::text::GgufVocab;
 
 /// A model whose files were found whole and supported; its tensors are still on disk.
 #[derive(Debug)]

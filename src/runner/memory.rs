@@ -13,7 +13,7 @@ pub(super) fn ensure_free(weight_bytes: u64, kv_bytes: u64) -> Result<()> {
     }
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let advice = match weight_bytes < free_bytes {
-        true => "make the KV cache smaller (--kv-cache-size)",
+        true => "lower KV_CACHE_SIZE",
         false => "take a smaller model or free memory",
     };
     bail!(
@@ -25,7 +25,7 @@ pub(super) fn ensure_free(weight_bytes: u64, kv_bytes: u64) -> Result<()> {
 }
 
 /// What can be allocated without swapping, inside this process's own limit; `None` if unknown.
-fn free_bytes() -> Option<u64> {
+pub fn free_bytes() -> Option<u64> {
     let mut system = System::new().ok()?;
     system.refresh_memory();
     let available = system.available_memory();
@@ -50,7 +50,7 @@ mod tests {
             error.contains("1 MiB of weights and 1099511627776 MiB of KV cache"),
             "{error}"
         );
-        assert!(error.contains("--kv-cache-size"), "{error}");
+        assert!(error.contains("KV_CACHE_SIZE"), "{error}");
         assert!(ensure_free(u64::MAX, 1).is_err());
     }
 }

@@ -7,6 +7,8 @@ mod linear;
 mod memory;
 mod step;
 
+pub use memory::free_bytes;
+
 /// One step's work for a [`Runner`]: several sequences, each with one or more consecutive tokens,
 /// packed without padding. Sequence `i` owns the packed rows `q_start[i]..q_start[i + 1]`.
 ///

@@ -18,7 +18,7 @@ use super::utf8::Invalid;
 
 /// The metadata of a GGUF file, as it stands there; the key of each field is
 /// `tokenizer.ggml.` + its name unless said otherwise. Nothing in it is trusted.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct GgufVocab {
     /// "gpt2" or "llama".
     pub model: String,

@@ -1,0 +1,222 @@
+//! From settings to a running server: load the model, start the engine, open the door.
+
+mod kv_size;
+
+use std::future::Future;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use candle_core::Device;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::config::{DeviceChoice, ModelConfig, ServeConfig, ServerConfig};
+use crate::kv_cache::BLOCK_SIZE;
+use crate::model::{self, ModelFiles, ResolvedModel, TokenizerFiles};
+use crate::runner::candle::{CandleRunner, kv_bytes_per_token};
+use crate::server::{self, ModelInfo, Served};
+use crate::text::{ChatTemplate, Tokenizer};
+use crate::{engine, runner};
+
+/// Serves until SIGTERM or Ctrl-C, then finishes what is in flight.
+///
+/// # Errors
+/// In one line what is wrong with a setting, a file or the machine, and what to do.
+pub fn run(config: &ServeConfig) -> anyhow::Result<()> {
+    let settings = serde_json::to_value(config).context("cannot print the settings")?;
+    tracing::info!(%settings, "starting");
+    // The engine's threads compute; these only move bytes.
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(4)))
+        .enable_all()
+        .build()
+        .context("cannot start the server's threads")?
+        .block_on(async {
+            // Before the model is loaded, so that a port in use is known at once.
+            let listener = listen(&config.server).await?;
+            let address = listener.local_addr().context("the socket has no address")?;
+            let served = load(config, settings)?;
+            // Only now: until here there is nothing to finish, and a signal just ends the process.
+            let stop = stop_signals()?;
+            announce(address)?;
+            server::run(listener, served, stop).await
+        })
+}
+
+async fn listen(config: &ServerConfig) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(config.host, config.port);
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}; stop what uses the port, or set PORT to another")
+    })
+}
+
+/// Says on standard output, alone there, that requests are answered from now on.
+fn announce(address: SocketAddr) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    writeln!(out, "listening on http://{address}")
+        .and_then(|()| out.flush())
+        .context("cannot write to standard output")
+}
+
+/// Resolves at the first SIGTERM or Ctrl-C; a second one ends the process at once.
+fn stop_signals() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
+    Ok(async move {
+        either(&mut terminate, &mut interrupt).await;
+        tracing::info!("stopping: no new requests; once more to end at once");
+        tokio::spawn(async move {
+            either(&mut terminate, &mut interrupt).await;
+            std::process::exit(130);
+        });
+    })
+}
+
+async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+fn load(config: &ServeConfig, settings: serde_json::Value) -> anyhow::Result<Served> {
+    let start = Instant::now();
+    let device = device(config.model.device)?;
+    set_threads(&config.model)?;
+    let ResolvedModel { name, files } = model::resolve(&config.model.model)?;
+    let path = match &files {
+        ModelFiles::Gguf(path) | ModelFiles::Folder(path) => path.clone(),
+    };
+    let checksum = std::thread::spawn({
+        let path = path.clone();
+        move || model::sha256_of(&path)
+    });
+
+    let loaded = model::load(&files)?;
+    let tokenizer = Arc::new(tokenizer(loaded.tokenizer)?);
+    let chat_template = chat_template(loaded.chat_template, &path, &tokenizer)?;
+
+    let bytes_per_token = kv_bytes_per_token(&loaded.spec, &device);
+    let (kv, max_model_len) = kv_size::plan(
+        &config.engine,
+        bytes_per_token,
+        loaded.spec.max_positions,
+        runner::free_bytes(),
+    )?;
+    if max_model_len < loaded.spec.max_positions && config.engine.max_model_len.is_none() {
+        tracing::warn!(
+            max_model_len,
+            model_window = loaded.spec.max_positions,
+            "the KV cache is smaller than the model's window; raise KV_CACHE_SIZE for longer sequences"
+        );
+    }
+    let runner = CandleRunner::new(
+        &loaded.spec,
+        &loaded.weights,
+        &device,
+        kv.num_blocks,
+        BLOCK_SIZE,
+    )?;
+    let engine = engine::start(Box::new(runner), kv, max_model_len, &config.engine)?;
+    let sha256 = checksum
+        .join()
+        .map_err(|_| anyhow::anyhow!("computing the model's checksum panicked"))??;
+    let load_time = start.elapsed();
+    tracing::info!(
+        model = name,
+        sha256,
+        ?load_time,
+        kv_blocks = kv.num_blocks,
+        max_model_len,
+        "loaded"
+    );
+    Ok(Served {
+        engine,
+        tokenizer,
+        chat_template,
+        eos_token_ids: loaded.eos_token_ids,
+        model: ModelInfo {
+            name,
+            architecture: loaded.facts.architecture,
+            quantization: loaded.facts.quantization,
+            num_parameters: loaded.facts.num_parameters,
+            weight_bytes: loaded.facts.weight_bytes,
+            sha256: Some(sha256),
+            load_time,
+            created_unix_s: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+            device: device_name(&device),
+        },
+        settings,
+    })
+}
+
+fn device(choice: DeviceChoice) -> anyhow::Result<Device> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Auto => Ok(Device::cuda_if_available(0).unwrap_or(Device::Cpu)),
+        DeviceChoice::Cuda(_) if !candle_core::utils::cuda_is_available() => bail!(
+            "DEVICE={choice}: this program was built without CUDA; build it with \
+             --features cuda, or set DEVICE=cpu"
+        ),
+        DeviceChoice::Cuda(index) => Device::new_cuda(index).with_context(|| {
+            format!(
+                "DEVICE={choice}: no such GPU, or no driver for it; set DEVICE=cpu to go without"
+            )
+        }),
+    }
+}
+
+fn device_name(device: &Device) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cpu => "cpu".to_owned(),
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+/// candle computes on rayon's threads.
+fn set_threads(config: &ModelConfig) -> anyhow::Result<()> {
+    let Some(num_threads) = config.num_threads else {
+        return Ok(());
+    };
+    anyhow::ensure!(num_threads > 0, "NUM_THREADS is 0; it must be at least 1");
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(num_threads)
+        .build_global()
+        .context("cannot start NUM_THREADS compute threads")
+}
+
+fn tokenizer(files: TokenizerFiles) -> anyhow::Result<Tokenizer> {
+    match files {
+        TokenizerFiles::Json(path) => Tokenizer::from_file(&path)
+            .with_context(|| format!("cannot use the tokenizer {}", path.display())),
+        TokenizerFiles::Gguf(vocab) => {
+            Tokenizer::from_gguf(vocab).context("cannot use the tokenizer of the model file")
+        }
+    }
+}
+
+/// A template that does not parse costs the chat endpoint only.
+fn chat_template(
+    of_file: Option<String>,
+    path: &Path,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<Option<ChatTemplate>> {
+    let source = match of_file {
+        None if path.is_dir() => ChatTemplate::find_in_folder(path)?,
+        source => source,
+    };
+    let Some(source) = source else {
+        tracing::warn!("the model has no chat template: /v1/chat/completions is off");
+        return Ok(None);
+    };
+    Ok(ChatTemplate::new(&source, tokenizer.special_tokens())
+        .inspect_err(|error| tracing::warn!(%error, "/v1/chat/completions is off"))
+        .ok())
+}

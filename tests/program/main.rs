@@ -1,0 +1,5 @@
+//! The built program, run as a user runs it, with real models.
+
+mod real_model;
+mod server;
+mod startup;
