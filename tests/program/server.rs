@@ -20,6 +20,7 @@ pub fn serve_command(settings: &[(&str, &str)]) -> Command {
         .arg("serve")
         .env_clear()
         .env("PORT", "0")
+        .env("RUST_LOG", "warn")
         .envs(settings.iter().copied())
         .stdin(Stdio::null());
     command
