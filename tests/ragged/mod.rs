@@ -1,5 +1,7 @@
 //! Drives a runner as the engine does: sequences with block tables, several in a step.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use candle_core::Device;
 use candlepower::model::{LoadedModel, ModelFiles, load};
 use candlepower::runner::candle::CandleRunner;

@@ -1,0 +1,241 @@
+//! GGUF files of every tensor type against a folder that holds the same values as f32.
+//!
+//! Both go through the reference runner in the same order, so that logits must be equal to the bit;
+//! tests/golden.rs ties the runner itself to transformers.
+
+mod ragged;
+mod synthetic;
+
+use std::fs;
+use std::path::Path;
+
+use candle_core::quantized::gguf_file::Value;
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use candlepower::model::{LoadedModel, ModelFiles, TokenizerFiles, load};
+use ragged::{Driver, Sequence, relative_error};
+use serde_json::json;
+use synthetic::{Architecture, Synthetic};
+
+const PROMPT: [u32; 11] = [3, 90, 14, 15, 92, 65, 35, 89, 79, 32, 38];
+
+fn load_gguf(model: &Synthetic, folder: &Path) -> anyhow::Result<LoadedModel> {
+    let path = folder.join("model.gguf");
+    fs::write(&path, model.gguf())?;
+    load(&ModelFiles::Gguf(path))
+}
+
+fn load_folder(model: &Synthetic, folder: &Path) -> anyhow::Result<LoadedModel> {
+    model.write_folder(folder);
+    load(&ModelFiles::Folder(folder.to_owned()))
+}
+
+fn logits(model: &LoadedModel) -> Vec<Vec<f32>> {
+    Driver::new(model).prefill(&mut Sequence::default(), &PROMPT, PROMPT.len())
+}
+
+#[test]
+fn every_tensor_type_gives_the_logits_of_its_own_f32_values() -> anyhow::Result<()> {
+    use GgmlDType::*;
+    let single = [
+        F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K,
+    ];
+    let mixed = [Q4K, Q6K, Q5_0, Q8_0, F16, Q4_1];
+    for architecture in [Architecture::Llama, Architecture::Qwen2] {
+        let singles = single.iter().map(std::slice::from_ref);
+        for types in singles.chain([mixed.as_slice()]) {
+            let model = Synthetic::new(architecture, types);
+            let folder = tempfile::tempdir()?;
+            let from_gguf = logits(&load_gguf(&model, folder.path())?);
+            let from_folder = logits(&load_folder(&model, folder.path())?);
+            assert!(
+                from_gguf == from_folder,
+                "{} {types:?}",
+                architecture.name()
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn facts_tokenizer_and_end_tokens_are_read() -> anyhow::Result<()> {
+    let types = [GgmlDType::Q4_1, GgmlDType::Q4_1, GgmlDType::Q8_0];
+    let mut model = Synthetic::new(Architecture::Qwen2, &types);
+    let template = (
+        "tokenizer.chat_template".to_owned(),
+        Value::String("{{ x }}".to_owned()),
+    );
+    model.metadata.push(template);
+    let folder = tempfile::tempdir()?;
+    let loaded = load_gguf(&model, folder.path())?;
+    assert_eq!(loaded.facts.architecture, "qwen2");
+    assert_eq!(loaded.facts.quantization, "Q4_1+Q8_0");
+    assert_eq!(loaded.chat_template.as_deref(), Some("{{ x }}"));
+    // The one that is named, and a control token known to end a chat turn.
+    assert_eq!(loaded.eos_token_ids, [1, 2]);
+    let TokenizerFiles::Gguf(vocab) = &loaded.tokenizer else {
+        panic!("a GGUF file brings its tokenizer");
+    };
+    assert_eq!(vocab.tokens.len(), synthetic::VOCAB);
+    let from_folder = load_folder(&model, folder.path())?;
+    assert_eq!(from_folder.eos_token_ids, [2, 5]);
+    assert_eq!(from_folder.facts.quantization, "F32");
+    assert_eq!(
+        from_folder.facts.num_parameters,
+        loaded.facts.num_parameters
+    );
+    Ok(())
+}
+
+#[test]
+fn rope_factors_of_gguf_are_llama3_scaling() -> anyhow::Result<()> {
+    let mut model = Synthetic::new(Architecture::Llama, &[GgmlDType::F32]);
+    let folder = tempfile::tempdir()?;
+    let plain = logits(&load_folder(&model, folder.path())?);
+    model.config["rope_scaling"] = json!({
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    });
+    let scaled = logits(&load_folder(&model, folder.path())?);
+    // What the converter of llama.cpp writes for these settings.
+    let factors: Vec<f32> = (0..32)
+        .map(|pair| {
+            let wavelength = 2.0 * std::f32::consts::PI * 10_000f32.powf(pair as f32 / 32.0);
+            if wavelength < 64.0 / 4.0 {
+                return 1.0;
+            } else if wavelength > 64.0 {
+                return 8.0;
+            }
+            let smooth = (64.0 / wavelength - 1.0) / 3.0;
+            1.0 / ((1.0 - smooth) / 8.0 + smooth)
+        })
+        .collect();
+    let factors = QTensor::quantize(&Tensor::new(factors, &Device::Cpu)?, GgmlDType::F32)?;
+    model
+        .extra_tensors
+        .push(("rope_freqs.weight".to_owned(), factors));
+    let from_gguf = logits(&load_gguf(&model, folder.path())?);
+    for ((row, reference), plain) in from_gguf.iter().zip(&scaled).zip(&plain).skip(1) {
+        assert!(relative_error(row, reference) < 1e-5);
+        assert!(relative_error(row, plain) > 1e-3, "the scaling must matter");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_unsupported_is_refused_by_name() -> anyhow::Result<()> {
+    let set = |key: &'static str, value: Value| {
+        move |model: &mut Synthetic| {
+            model.metadata.retain(|(name, _)| name != key);
+            model.metadata.push((key.to_owned(), value.clone()));
+        }
+    };
+    let extra = |model: &mut Synthetic| {
+        let tensor = Tensor::zeros(32, candle_core::DType::F32, &Device::Cpu);
+        let tensor = QTensor::quantize(&tensor.expect("zeros"), GgmlDType::F32);
+        model
+            .extra_tensors
+            .push(("blk.0.surprise.weight".to_owned(), tensor.expect("plain")));
+    };
+    type Change = Box<dyn Fn(&mut Synthetic)>;
+    let cases: Vec<(Change, &str)> = vec![
+        (
+            Box::new(set(
+                "general.architecture",
+                Value::String("mamba".to_owned()),
+            )),
+            "architecture \"mamba\" is not supported",
+        ),
+        (
+            Box::new(set(
+                "llama.rope.scaling.type",
+                Value::String("yarn".to_owned()),
+            )),
+            "rope scaling \"yarn\"",
+        ),
+        (
+            Box::new(set("llama.expert_count", Value::U32(8))),
+            "mixture of experts",
+        ),
+        (Box::new(set("llama.block_count", Value::U32(1))), "blk.1."),
+        (
+            Box::new(set("llama.block_count", Value::U32(3))),
+            "blk.2.attn_q.weight [512, 256] is missing",
+        ),
+        (
+            Box::new(set("llama.feed_forward_length", Value::U32(500))),
+            "blk.0.ffn_gate.weight has the shape [512, 256]; the model's settings ask for [500, 256]",
+        ),
+        (
+            Box::new(set("llama.attention.head_count", Value::U32(0))),
+            "head_count is 0",
+        ),
+        (
+            Box::new(set("llama.attention.head_count_kv", Value::U32(3))),
+            "8 heads cannot be shared out to 3 KV heads",
+        ),
+        (
+            Box::new(set("general.alignment", Value::U32(0))),
+            "general.alignment is 0",
+        ),
+        (Box::new(extra), "does not use: blk.0.surprise.weight"),
+    ];
+    for (change, expected) in cases {
+        let mut model = Synthetic::new(Architecture::Llama, &[GgmlDType::F32]);
+        change(&mut model);
+        let folder = tempfile::tempdir()?;
+        let error = load_gguf(&model, folder.path()).expect_err(expected);
+        let message = format!("{error:#}");
+        assert!(message.contains(expected), "{message}");
+        assert!(
+            message.contains("model.gguf") && !message.contains('\n'),
+            "{message}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn unsupported_settings_of_a_folder_are_refused_by_name() -> anyhow::Result<()> {
+    for (key, value, expected) in [
+        (
+            "model_type",
+            json!("bert"),
+            "model_type \"bert\" is not supported",
+        ),
+        ("hidden_act", json!("relu"), "activation \"relu\""),
+        (
+            "rope_scaling",
+            json!({"type": "dynamic", "factor": 2.0}),
+            "rope scaling",
+        ),
+        ("rope_scaling", json!({"factor": 2.0}), "rope scaling"),
+        (
+            "quantization_config",
+            json!({"quant_method": "gptq"}),
+            "quantization_config",
+        ),
+        ("partial_rotary_factor", json!(0.5), "partial_rotary_factor"),
+        (
+            "attention_bias",
+            json!(true),
+            "self_attn.q_proj.bias [512] is missing",
+        ),
+        ("tie_word_embeddings", json!(true), "lm_head.weight differs"),
+        ("eos_token_id", json!(1000), "outside the vocabulary of 97"),
+        ("vocab_size", json!("many"), "config.json"),
+    ] {
+        let mut model = Synthetic::new(Architecture::Llama, &[GgmlDType::F32]);
+        model.config[key] = value;
+        let folder = tempfile::tempdir()?;
+        let error = load_folder(&model, folder.path()).expect_err(expected);
+        let message = format!("{error:#}");
+        assert!(message.contains(expected), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+    Ok(())
+}
