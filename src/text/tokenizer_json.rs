@@ -144,8 +144,14 @@ fn parts(json: TokenizerJson, config: &TokenizerConfigJson) -> Result<TokenizerP
         .into_iter()
         .map(|added| (added.id, added.token))
         .collect();
-    let pre_tokenizer: Option<PreTokenizerWrapper> = part("pre_tokenizer", json.pre_tokenizer)?;
-    let normalizer: Option<NormalizerWrapper> = part("normalizer", json.normalizer)?;
+    let pre_tokenizer: Option<PreTokenizerWrapper> = part(
+        "pre-tokenizer",
+        json.pre_tokenizer,
+        PRE_TOKENIZERS,
+        "pretokenizers",
+    )?;
+    let normalizer: Option<NormalizerWrapper> =
+        part("normalizer", json.normalizer, NORMALIZERS, "normalizers")?;
 
     let id_of = |content: &str| {
         let of_added = added.iter().find(|(_, token)| token.content == content);
@@ -181,12 +187,50 @@ fn parts(json: TokenizerJson, config: &TokenizerConfigJson) -> Result<TokenizerP
     })
 }
 
-fn part<T: serde::de::DeserializeOwned>(name: &str, json: Value) -> Result<T, TextError> {
+/// The crate has more steps than these; some of them panic on bad parameters.
+const NORMALIZERS: &[&str] = &[
+    "Sequence",
+    "NFC",
+    "NFD",
+    "NFKC",
+    "NFKD",
+    "Lowercase",
+    "Prepend",
+    "Replace",
+];
+const PRE_TOKENIZERS: &[&str] = &["Sequence", "ByteLevel", "Digits", "Metaspace", "Split"];
+
+/// A part of the pipeline, `None` if the file has none; `steps` names the field of a sequence.
+fn part<T: serde::de::DeserializeOwned>(
+    name: &str,
+    json: Value,
+    known: &[&str],
+    steps: &str,
+) -> Result<Option<T>, TextError> {
+    if json.is_null() {
+        return Ok(None);
+    }
+    check_kinds(name, &json, known, steps)?;
     serde_json::from_value(json).map_err(|error| {
         TextError::Unsupported(format!(
             "the {name} of tokenizer.json is not understood: {error}"
         ))
     })
+}
+
+fn check_kinds(name: &str, json: &Value, known: &[&str], steps: &str) -> Result<(), TextError> {
+    if !known.contains(&kind(json)) {
+        return Err(TextError::Unsupported(format!(
+            "{name} '{}' of tokenizer.json is not one of {}",
+            kind(json),
+            known.join(", ")
+        )));
+    }
+    let inner = json.get(steps).and_then(Value::as_array);
+    inner
+        .into_iter()
+        .flatten()
+        .try_for_each(|step| check_kinds(name, step, known, steps))
 }
 
 fn kind(json: &Value) -> &str {
