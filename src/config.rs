@@ -178,7 +178,14 @@ impl FromStr for MemorySize {
 impl fmt::Display for MemorySize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Bytes(bytes) => write!(f, "{bytes}B"),
+            Self::Bytes(bytes) => {
+                let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+                let whole = units.iter().find(|(_, size)| bytes % size == 0);
+                match whole {
+                    Some((unit, size)) => write!(f, "{}{unit}", bytes / size),
+                    None => write!(f, "{bytes}B"),
+                }
+            }
             Self::PercentOfFree(percent) => write!(f, "{percent}%"),
         }
     }
@@ -247,6 +254,9 @@ mod tests {
             assert_eq!(text.parse(), Ok(MemorySize::Bytes(bytes)), "{text}");
         }
         assert_eq!("25%".parse(), Ok(MemorySize::PercentOfFree(25.0)));
+        for text in ["2GiB", "1536MiB", "100B", "12.5%"] {
+            assert_eq!(text.parse::<MemorySize>().expect(text).to_string(), text);
+        }
         for text in ["", "0", "0%", "101%", "-5", "2 lions", "nan", "%"] {
             assert!(text.parse::<MemorySize>().is_err(), "{text}");
         }
