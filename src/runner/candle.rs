@@ -13,7 +13,7 @@ use candle_nn::ops;
 use super::embedding::Embedding;
 use super::kv_pool::KvPool;
 use super::linear::Linear;
-use super::step::{CONTEXT_TILE, Group, Step};
+use super::step::{CONTEXT_TILE, Group, MIN_QUERY_ROWS, Step};
 use super::{Logits, RaggedBatch, Runner, memory};
 use crate::model::{
     Activation, LayerWeights, LinearWeights, Mlp, ModelSpec, NormWeights, Positions, Rope,
@@ -258,7 +258,7 @@ impl Layer {
         let heads_per_kv_head = spec.num_heads / kv_heads;
         let (sequences, queries) = (group.num_sequences, group.num_queries);
         let (_, query_rows, context) = group.mask.dims3()?;
-        let used_rows = heads_per_kv_head * queries;
+        let padding = MIN_QUERY_ROWS.saturating_sub(query_rows);
 
         let (k, v) = self.kv.gather(&group.slots)?;
         let k = k.reshape((kv_heads, sequences, context, head_dim))?;
@@ -268,13 +268,12 @@ impl Layer {
             .reshape((sequences, queries, kv_heads, heads_per_kv_head, head_dim))?
             .permute((2, 0, 3, 1, 4))?
             .contiguous()?
-            .reshape((kv_heads, sequences, used_rows, head_dim))?
-            .pad_with_zeros(2, 0, query_rows - used_rows)?;
-        let scores = q.matmul(&k.t()?)?; // (kv_heads, sequences, query_rows, context)
-        let scores = scores.broadcast_add(&group.mask)?;
+            .reshape((kv_heads, sequences, query_rows, head_dim))?
+            .pad_with_zeros(2, 0, padding)?;
+        let scores = q.matmul(&k.t()?)?.narrow(2, 0, query_rows)?;
+        let scores = scores.broadcast_add(&group.mask)?; // (kv_heads, sequences, query_rows, context)
         let probabilities = ops::softmax_last_dim(&scores)?;
         weighted_sum(&probabilities, &v)?
-            .narrow(2, 0, used_rows)?
             .reshape((kv_heads, sequences, heads_per_kv_head, queries, head_dim))?
             .permute((1, 3, 0, 2, 4))?
             .contiguous()?

@@ -16,9 +16,9 @@ const CONTEXT_STEP: usize = 32;
 /// Positions that one product of probabilities and V sums over; longer contexts take several. gemm
 /// never splits a sum this short, so its portions do not depend on the context's length.
 pub(super) const CONTEXT_TILE: usize = 512;
-/// Fewest query rows of a product: with `CONTEXT_STEP` it keeps gemm off its paths for tiny
+/// Fewest query rows of a product with K: with `CONTEXT_STEP` it keeps gemm off its paths for tiny
 /// matrices, which sum in another order.
-const MIN_QUERY_ROWS: usize = 9;
+pub(super) const MIN_QUERY_ROWS: usize = 9;
 
 /// A batch with its rows in the order of the groups.
 pub(super) struct Step {
@@ -39,7 +39,7 @@ pub(super) struct Group {
     /// Where K and V of the contexts lie. (num_sequences * context_len)
     pub slots: Tensor,
     /// 0 where a query sees a position of its sequence's padded context, else minus infinity; the
-    /// queries are repeated for each query head of a kv head, then padded.
+    /// queries are repeated for each query head of a kv head.
     /// (num_sequences, query_rows, context_len)
     pub mask: Tensor,
 }
@@ -132,14 +132,12 @@ impl Group {
         block_size: usize,
     ) -> Result<Self> {
         let (num_queries, context_len) = members[0].group_key();
-        let heads_per_kv_head = spec.num_heads / spec.num_kv_heads;
-        let query_rows = (heads_per_kv_head * num_queries).max(MIN_QUERY_ROWS);
+        let query_rows = spec.num_heads / spec.num_kv_heads * num_queries;
         let mut slots = Vec::with_capacity(members.len() * context_len);
         let mut mask = Vec::with_capacity(members.len() * query_rows * context_len);
         for sequence in members {
             sequence.push_slots(batch, block_size, &mut slots);
             let positions = &batch.positions[rows(batch, sequence.index)];
-            // Rows of padding repeat queries; their results are dropped.
             for row in 0..query_rows {
                 let query = positions[row % num_queries] as usize;
                 sequence.push_mask_row(query, spec.sliding_window, &mut mask);
