@@ -23,7 +23,6 @@ pub struct ServerStats {
 #[serde(default)]
 pub struct Queue {
     pub num_waiting_requests: Option<u64>,
-    pub num_rejected_requests: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -32,8 +31,6 @@ pub struct Batch {
     pub num_running_requests: Option<u64>,
     pub num_steps: Option<u64>,
     pub num_step_sequences: Option<u64>,
-    pub num_prefill_tokens: Option<u64>,
-    pub num_generated_tokens: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]

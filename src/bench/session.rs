@@ -24,7 +24,7 @@ use super::record::{
 };
 use super::report::Report;
 use super::server_stats::ServerStats;
-use super::watch::{ProcessProbe, watch};
+use super::watch::{ProcessProbe, Watch};
 use super::workload::Workload;
 
 /// Measures, prints the table, saves the raw records, and adds the run to BENCHMARKS.md.
@@ -286,31 +286,21 @@ async fn measure_load(
         }
     };
     let clock = Clock::start();
+    let mut watch = Watch::new(client, process, &clock);
+    // However short the run, there is one sample of it.
+    watch.sample().await;
     let cpu_before = cpu_ms();
-    let mut samples = Vec::new();
-    let requests = {
-        let load = run_load(
-            client,
-            params,
-            &workload.measured,
-            args.arrivals(),
-            &clock,
-            on_end,
-        );
-        let watching = async {
-            watch(client, process, &clock, &mut samples).await;
-            std::future::pending().await
-        };
-        tokio::select! {
-            requests = load => requests,
-            never = watching => never,
-        }
+    let prompts = &workload.measured;
+    let requests = tokio::select! {
+        requests = run_load(client, params, prompts, args.arrivals(), &clock, on_end) => requests,
+        never = watch.run() => never,
     };
+    let client_cpu_ms = cpu_ms().saturating_sub(cpu_before);
     bar.finish_and_clear();
     Measured {
         requests,
-        samples,
-        client_cpu_ms: cpu_ms().saturating_sub(cpu_before),
+        samples: watch.samples,
+        client_cpu_ms,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+use tokio::time::MissedTickBehavior;
 
 use super::client::Client;
 use super::record::{Clock, ServerSample};
@@ -49,28 +50,47 @@ impl ProcessProbe {
     }
 }
 
-/// Appends a sample to `samples` at each interval, until it is dropped. The memory is that of
-/// `process`, or what the server's own statistics say; a server without both ends it at once.
-pub async fn watch(
-    client: &Client,
-    mut process: Option<ProcessProbe>,
-    clock: &Clock,
-    samples: &mut Vec<ServerSample>,
-) {
-    let mut ticks = tokio::time::interval(INTERVAL);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    loop {
-        ticks.tick().await;
-        let at_ms = clock.ms(Instant::now());
-        let memory_bytes = process.as_mut().and_then(ProcessProbe::memory_bytes);
-        let stats = client.get_json("/stats").await.ok().flatten();
+/// Collects samples of the server that `client` talks to.
+pub struct Watch<'a> {
+    client: &'a Client,
+    process: Option<ProcessProbe>,
+    clock: &'a Clock,
+    pub samples: Vec<ServerSample>,
+}
+
+impl<'a> Watch<'a> {
+    /// The memory is that of `process`, or else what the server's own statistics say.
+    pub fn new(client: &'a Client, process: Option<ProcessProbe>, clock: &'a Clock) -> Self {
+        Self {
+            client,
+            process,
+            clock,
+            samples: Vec::new(),
+        }
+    }
+
+    /// Samples at each interval, until it is dropped.
+    pub async fn run<T>(&mut self) -> T {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            ticks.tick().await;
+            self.sample().await;
+        }
+    }
+
+    /// Takes one sample; none of a server about which nothing can be known.
+    pub async fn sample(&mut self) {
+        let at_ms = self.clock.ms(Instant::now());
+        let memory_bytes = self.process.as_mut().and_then(ProcessProbe::memory_bytes);
+        let stats = self.client.get_json("/stats").await.ok().flatten();
         if memory_bytes.is_none() && stats.is_none() {
             return;
         }
         let stats = stats
             .map(|stats| ServerStats::of(&stats))
             .unwrap_or_default();
-        samples.push(ServerSample {
+        self.samples.push(ServerSample {
             at_ms,
             memory_bytes: memory_bytes.or(stats.memory.rss_bytes),
             num_running_requests: stats.batch.num_running_requests,

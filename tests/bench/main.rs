@@ -1,6 +1,7 @@
 //! `bench` against a scripted server on a real socket: what it sends, what it counts, what it
-//! writes down. No test looks at the clock.
+//! writes down; and the whole of it with the program's own server. No test looks at the clock.
 
+mod own_server;
 mod script;
 
 use std::collections::HashSet;
