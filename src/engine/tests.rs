@@ -149,7 +149,9 @@ fn a_repeated_prompt_is_computed_but_for_its_last_token_and_the_next_turn_reuses
     let (tokens, cached, _) = collect(engine.submit(request(&turn, 3)).expect("it fits"));
     // The last token of an answer is never computed: nothing came after it.
     assert_eq!((tokens, cached), (greedy(&turn, 3), 49));
-    let prefix = engine.stats().prefix;
+    let stats = engine.stats();
+    assert_eq!(stats.batch.num_prefill_tokens, 10 + 1 + 6);
+    let prefix = stats.prefix;
     assert_eq!(
         (prefix.query_tokens, prefix.hit_tokens),
         (10 + 10 + 55, 9 + 49)

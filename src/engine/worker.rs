@@ -252,10 +252,13 @@ impl Worker {
         let forward_end = Instant::now();
 
         let mut row = 0;
+        let mut num_decode_tokens = 0;
         let mut outcomes = Vec::new();
         for chunk in &self.plan.chunks {
             let sequence = &mut self.scheduler.running[chunk.sequence];
             let computed = sequence.table.num_tokens();
+            let in_decode = chunk.num_tokens == 1 && computed >= sequence.num_prompt_tokens;
+            num_decode_tokens += usize::from(in_decode);
             let tokens = &sequence.tokens[computed..computed + chunk.num_tokens];
             self.kv.commit(&mut sequence.table, tokens);
             if chunk.is_last {
@@ -268,7 +271,7 @@ impl Worker {
                 outcomes.extend(outcome.map(|outcome| (chunk.sequence, outcome)));
             }
         }
-        self.count_step(row, forward_end - forward_start);
+        self.count_step(row, num_decode_tokens, forward_end - forward_start);
         self.stats.batch.step_time_ms += milliseconds(start.elapsed());
         let running = &mut self.scheduler.running;
         let ended = outcomes
@@ -327,12 +330,17 @@ impl Worker {
         }
     }
 
-    fn count_step(&mut self, num_generated: usize, forward_time: Duration) {
+    fn count_step(
+        &mut self,
+        num_generated: usize,
+        num_decode_tokens: usize,
+        forward_time: Duration,
+    ) {
         let batch = &mut self.stats.batch;
         batch.num_steps += 1;
         batch.num_step_sequences += self.plan.chunks.len() as u64;
         batch.num_generated_tokens += num_generated as u64;
-        batch.num_prefill_tokens += (self.batch.num_tokens() - num_generated) as u64;
+        batch.num_prefill_tokens += (self.batch.num_tokens() - num_decode_tokens) as u64;
         batch.forward_time_ms += milliseconds(forward_time);
         self.stats.num_preemptions += self.plan.num_preempted as u64;
     }
@@ -395,20 +403,17 @@ impl Worker {
         self.shared
             .health
             .send_replace(Health::Failed(reason.to_owned()));
-        for sequence in self.scheduler.running.drain(..) {
+        let running = std::mem::take(&mut self.scheduler.running);
+        let waiting = std::mem::take(&mut self.scheduler.waiting);
+        let waiting: Vec<_> = waiting.into_iter().chain(self.inbox.try_iter()).collect();
+        self.stats.requests.num_failed += (running.len() + waiting.len()) as u64;
+        self.shared.lock_stats().clone_from(&self.stats);
+        for sequence in running {
             sequence.send(Event::Failed(EngineError::StepFailed(reason.to_owned())));
-            self.stats.requests.num_failed += 1;
         }
-        let waiting = self
-            .scheduler
-            .waiting
-            .drain(..)
-            .chain(self.inbox.try_iter());
         for sequence in waiting {
             sequence.send(Event::Failed(EngineError::Unavailable(reason.to_owned())));
-            self.stats.requests.num_failed += 1;
         }
-        self.shared.lock_stats().clone_from(&self.stats);
     }
 }
 
