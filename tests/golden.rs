@@ -5,6 +5,11 @@
 
 mod ragged;
 
+use std::collections::HashMap;
+use std::fs;
+
+use candle_core::{DType, Device, Tensor, safetensors};
+use candlepower::model::{ModelFiles, load};
 use candlepower::runner::BlockCopy;
 use ragged::{BLOCK_SIZE, Driver, Sequence, argmax, load_folder, relative_error};
 use serde::Deserialize;
@@ -33,7 +38,7 @@ struct Case {
 
 fn cases(model: &str) -> Vec<Case> {
     let path = format!("{}/models/{model}/golden.json", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(path).expect("a committed file");
+    let text = fs::read_to_string(path).expect("a committed file");
     serde_json::from_str::<Golden>(&text)
         .expect("golden.json")
         .cases
@@ -152,4 +157,31 @@ fn copied_blocks_give_the_same_bits() {
             "{model}"
         );
     }
+}
+
+#[test]
+fn gpt2_is_read_under_its_old_names_too() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let source = format!("{}/models/tiny-gpt2", env!("CARGO_MANIFEST_DIR"));
+    fs::copy(
+        format!("{source}/config.json"),
+        folder.path().join("config.json"),
+    )?;
+    let stored = safetensors::load(format!("{source}/model.safetensors"), &Device::Cpu)?;
+    let mut tensors = HashMap::new();
+    for (name, tensor) in stored {
+        let name = name.strip_prefix("transformer.").expect("the new names");
+        tensors.insert(name.to_owned(), tensor);
+    }
+    // The causal mask, which files of that time carry as a tensor.
+    tensors.insert(
+        "h.0.attn.bias".to_owned(),
+        Tensor::ones((1, 1, 8, 8), DType::F32, &Device::Cpu)?,
+    );
+    safetensors::save(&tensors, folder.path().join("model.safetensors"))?;
+    let old = load(&ModelFiles::Folder(folder.path().to_owned()))?;
+    let ids = &cases("tiny-gpt2")[0].ids;
+    let run = |model| Driver::new(model).prefill(&mut Sequence::default(), ids, usize::MAX);
+    assert!(run(&old) == run(&load_folder("tiny-gpt2")));
+    Ok(())
 }
