@@ -404,7 +404,7 @@ fn what_a_local_folder_lacks_is_named() {
         ("empty", &["empty", "neither"][..]),
         ("whole", &["whole", "no tokenizer.json"]),
         ("shards", &["two.safetensors is missing"]),
-        ("escape", &["../one", "not a file of the same folder"]),
+        ("escape", &["../one", "not a file of the folder"]),
         ("two", &["choose one", "two/a.gguf", "two/b.gguf"]),
         ("whole/model.safetensors", &["not a .gguf file", "folder"]),
     ] {

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
-use super::source::weight_files;
+use super::shards::weight_files;
 
 /// SHA-256 of a model, in lower-case hexadecimal.
 ///

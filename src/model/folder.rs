@@ -3,34 +3,26 @@
 //! Headers and the shard index are untrusted: lengths are compared with the file before anything is
 //! allocated, and shard names cannot leave the folder.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::{Component, Path};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::quantized::GgmlDType;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::collect::TensorIndex;
+use super::shards::{INDEX_FILE, SINGLE_FILE, read_index, weight_names};
 use super::weights::{OpenFile, StoredTensor};
 
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
 /// The limit of the safetensors format.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Longer than any index or config that a real model has.
 const MAX_JSON_BYTES: u64 = 64 << 20;
-
-#[derive(Deserialize)]
-struct ShardIndex {
-    /// File name of each tensor.
-    weight_map: BTreeMap<String, String>,
-}
 
 /// Reads a JSON file of the folder; `None` if it is not there.
 pub(super) fn read_json(folder: &Path, name: &str) -> Result<Option<Value>> {
@@ -54,29 +46,19 @@ pub(super) fn read_json(folder: &Path, name: &str) -> Result<Option<Value>> {
 /// Every tensor of the folder's safetensors.
 pub(super) fn open_tensors(folder: &Path) -> Result<TensorIndex> {
     let mut tensors = TensorIndex::default();
-    let Some(index) = read_json(folder, INDEX)? else {
+    let index = read_index(folder)?;
+    for name in weight_names(folder)? {
         ensure!(
-            folder.join(SINGLE).exists(),
-            "it has neither {SINGLE} nor {INDEX}"
+            index.is_some() || folder.join(&name).exists(),
+            "it has neither {SINGLE_FILE} nor {INDEX_FILE}"
         );
-        open_shard(folder, SINGLE, &mut tensors)?;
-        return Ok(tensors);
-    };
-    let index = ShardIndex::deserialize(&index).with_context(|| format!("{INDEX} is damaged"))?;
-    for shard in index.weight_map.values().collect::<BTreeSet<_>>() {
-        let mut parts = Path::new(shard).components();
-        let is_plain = matches!(
-            (parts.next(), parts.next()),
-            (Some(Component::Normal(_)), None)
-        );
-        ensure!(
-            is_plain,
-            "{INDEX} names {shard:?}, which is not a file of the folder"
-        );
-        open_shard(folder, shard, &mut tensors)?;
+        open_shard(folder, &name, &mut tensors)?;
     }
-    match index.weight_map.keys().find(|name| !tensors.contains(name)) {
-        Some(name) => bail!("{INDEX} promises tensor {name}, which no file has; fetch it again"),
+    let promised = index.iter().flat_map(BTreeMap::keys);
+    match promised.into_iter().find(|name| !tensors.contains(name)) {
+        Some(name) => {
+            bail!("{INDEX_FILE} promises tensor {name}, which no file has; fetch it again")
+        }
         None => Ok(tensors),
     }
 }

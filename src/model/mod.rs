@@ -18,6 +18,7 @@ mod hub;
 mod llama;
 mod qwen;
 mod rope;
+mod shards;
 mod source;
 mod spec;
 mod weights;
@@ -34,7 +35,8 @@ use collect::{TensorIndex, TensorNames};
 use gguf::GgufFile;
 use hf_config::HfConfig;
 pub use hub::HubConfig;
-pub use source::{ModelFiles, ModelPlaces, ResolvedModel, resolve, weight_files};
+pub use shards::weight_files;
+pub use source::{ModelFiles, ModelPlaces, ResolvedModel, resolve};
 pub use spec::{Activation, Biases, Mlp, ModelSpec, Norm, NormKind, Positions, Rope, RopePairing};
 pub use weights::{LayerWeights, LinearWeights, NormWeights, StoredTensor, Weights, decode_f32};
 

@@ -2,21 +2,14 @@
 //!
 //! In this order: a file, a folder, a catalogue name, a hub id. Only the last two may download.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use serde::Deserialize;
 
 use super::catalogue::{Catalogue, CatalogueEntry};
 use super::hub::{HubConfig, HubRepo, RemoteRepo};
-
-/// The weights of a folder, where they are one file.
-const SINGLE_FILE: &str = "model.safetensors";
-
-/// Names the files of a folder whose weights are several.
-const INDEX_FILE: &str = "model.safetensors.index.json";
+use super::shards::{INDEX_FILE, SINGLE_FILE, weight_files, weight_names};
 
 const NOTHING: &str = "neither a .gguf file nor config.json with model.safetensors or its shards";
 
@@ -43,22 +36,6 @@ pub struct ResolvedModel {
 /// In one line what is wrong with the name, or which file is missing, and what to do.
 pub fn resolve(model: &str) -> anyhow::Result<ResolvedModel> {
     ModelPlaces::from_env().resolve(model)
-}
-
-/// The weight files of a folder, sorted by name: those that the index names, or else
-/// model.safetensors.
-///
-/// # Errors
-/// Where the index cannot be read, or a file is missing.
-pub fn weight_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let files: Vec<PathBuf> = weight_names(folder)?
-        .iter()
-        .map(|name| folder.join(name))
-        .collect();
-    if let Some(missing) = files.iter().find(|file| !file.is_file()) {
-        bail!("{} is missing: fetch the whole model", missing.display());
-    }
-    Ok(files)
 }
 
 /// Where models are looked for.
@@ -293,30 +270,6 @@ fn download_folder(remote: &RemoteRepo) -> anyhow::Result<PathBuf> {
 fn is_complete(folder: &Path) -> bool {
     let is_there = |file: &str| folder.join(file).is_file();
     is_there("config.json") && is_there("tokenizer.json") && weight_files(folder).is_ok()
-}
-
-/// The names of the weight files that belong in a folder, sorted.
-fn weight_names(folder: &Path) -> anyhow::Result<Vec<String>> {
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: std::collections::HashMap<String, String>,
-    }
-    let index = folder.join(INDEX_FILE);
-    if !index.is_file() {
-        return Ok(vec![SINGLE_FILE.to_owned()]);
-    }
-    let context = || format!("cannot read {}", index.display());
-    let json = fs::read(&index).with_context(context)?;
-    let parsed: Index = serde_json::from_slice(&json).with_context(context)?;
-    let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
-    if let Some(name) = names.iter().find(|name| name.contains(['/', '\\'])) {
-        bail!(
-            "{} names {name}, which is not a file of the same folder",
-            index.display()
-        );
-    }
-    ensure!(!names.is_empty(), "{} names no file", index.display());
-    Ok(names.into_iter().collect())
 }
 
 /// What kind of model a list of files makes.
