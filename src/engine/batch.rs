@@ -18,10 +18,12 @@ pub(super) fn fill(batch: &mut RaggedBatch, plan: &StepPlan, running: &[Sequence
             }),
     );
     for chunk in &plan.chunks {
-        let Sequence { tokens, table, .. } = &running[chunk.sequence];
+        let sequence = &running[chunk.sequence];
+        let Sequence { tokens, table, .. } = sequence;
         let start = table.num_tokens();
         let end = start + chunk.num_tokens;
-        batch.q_start.push(batch.token_ids.len() as u32);
+        let first_row = batch.token_ids.len();
+        batch.q_start.push(first_row as u32);
         batch
             .block_table_start
             .push(batch.block_tables.len() as u32);
@@ -34,6 +36,9 @@ pub(super) fn fill(batch: &mut RaggedBatch, plan: &StepPlan, running: &[Sequence
         batch
             .block_tables
             .extend(table.blocks().iter().map(|block| block.0));
+        let scored = sequence.scored_positions(chunk.num_tokens);
+        let rows = scored.map(|position| (first_row + position - start) as u32);
+        batch.logit_rows.extend(rows);
         if chunk.is_last {
             batch.logit_rows.push(batch.token_ids.len() as u32 - 1);
         }

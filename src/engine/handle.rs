@@ -85,7 +85,7 @@ impl EngineHandle {
         let limits = &self.shared.limits;
         let (prompt_tokens, max_tokens) = (request.prompt.len(), request.max_tokens);
         assert!(
-            prompt_tokens > 0 && max_tokens > 0,
+            prompt_tokens > 0 && (max_tokens > 0 || request.prompt_logprobs.is_some()),
             "bug: the server checks for empty requests"
         );
         if prompt_tokens.saturating_add(max_tokens) > limits.max_model_len {

@@ -5,6 +5,7 @@
 
 mod batch;
 mod handle;
+mod logprobs;
 mod request;
 mod sampler;
 mod scheduler;
@@ -15,6 +16,7 @@ mod tests;
 mod worker;
 
 pub use handle::{EngineHandle, Health, Limits};
+pub use logprobs::TokenLogprobs;
 pub use request::{EngineError, Event, FinishReason, Request, SamplingParams, TokenId};
 pub use stats::{
     BatchStats, EngineStats, EvictionStats, KvStats, PrefixStats, QueueStats, RequestStats,

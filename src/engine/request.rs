@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::logprobs::TokenLogprobs;
+
 /// One token id of the model's vocabulary.
 pub type TokenId = u32;
 
@@ -9,11 +11,15 @@ pub type TokenId = u32;
 #[derive(Clone, Debug)]
 pub struct Request {
     pub prompt: Vec<TokenId>,
-    /// Most tokens to generate, at least 1.
+    /// Most tokens to generate; 0 only scores the prompt.
     pub max_tokens: usize,
     /// Tokens that end the generation: the model's end tokens, unless `ignore_eos` was asked for.
     pub stop_token_ids: Vec<TokenId>,
     pub sampling: SamplingParams,
+    /// Report the log-probability of each generated token, with this many alternatives.
+    pub logprobs: Option<usize>,
+    /// The same for each prompt token but the first. The prompt is then computed whole.
+    pub prompt_logprobs: Option<usize>,
     /// When the server took the request; the engine's timings count from here.
     pub arrived: Instant,
 }
@@ -54,8 +60,9 @@ impl Default for SamplingParams {
     }
 }
 
-/// What the engine tells the owner of a request, in this order: `Admitted` once, `Token` for each
-/// generated token, then `Finished` or `Failed`. Dropping the receiver cancels the request.
+/// What the engine tells the owner of a request, in this order: `Admitted` once, `Prompt` for each
+/// scored part of the prompt, `Token` for each generated token, then `Finished` or `Failed`.
+/// Dropping the receiver cancels the request.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// The first prefill chunk is in a step; the wait is over.
@@ -64,9 +71,13 @@ pub enum Event {
         /// Prompt tokens taken from the prefix cache.
         cached_tokens: usize,
     },
+    /// The next scored prompt tokens, if `Request::prompt_logprobs` asks for them.
+    Prompt(Vec<TokenLogprobs>),
     Token {
         at: Instant,
         id: TokenId,
+        /// If `Request::logprobs` asks for them.
+        logprobs: Option<Box<TokenLogprobs>>,
     },
     Finished(FinishReason),
     Failed(EngineError),

@@ -124,7 +124,11 @@ impl Scheduler {
             let Some(sequence) = self.waiting.front_mut() else {
                 return;
             };
-            let Some(admission) = kv.admit(&sequence.tokens, headroom_blocks) else {
+            let Some(admission) = kv.admit(
+                &sequence.tokens,
+                sequence.max_reused_tokens(),
+                headroom_blocks,
+            ) else {
                 return;
             };
             sequence.table = admission.table;

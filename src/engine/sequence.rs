@@ -1,5 +1,6 @@
 //! The engine's state of one generation.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -16,6 +17,11 @@ pub(super) struct Sequence {
     pub num_prompt_tokens: usize,
     pub max_tokens: usize,
     pub stop_token_ids: Vec<TokenId>,
+    /// Alternatives to report of each generated and of each prompt token, if any are wanted.
+    pub logprobs: Option<usize>,
+    pub prompt_logprobs: Option<usize>,
+    /// Prompt positions whose next token is scored and reported.
+    pub num_scored_positions: usize,
     pub table: BlockTable,
     pub sampler: SamplerState,
     /// Arrival, admission and first token; queue, prefill and decode lie between them.
@@ -35,6 +41,9 @@ impl Sequence {
             num_prompt_tokens: tokens.len(),
             max_tokens: request.max_tokens,
             stop_token_ids: request.stop_token_ids,
+            logprobs: request.logprobs,
+            prompt_logprobs: request.prompt_logprobs,
+            num_scored_positions: 0,
             table: BlockTable::default(),
             sampler: SamplerState::new(request.sampling, &tokens),
             tokens,
@@ -49,6 +58,28 @@ impl Sequence {
     /// Tokens whose K and V are still to be computed; 1 in decode.
     pub fn num_pending_tokens(&self) -> usize {
         self.tokens.len() - self.table.num_tokens()
+    }
+
+    /// How many of the first tokens may come from the cache: the rest need logits of their own.
+    pub fn max_reused_tokens(&self) -> usize {
+        let last = self.tokens.len() - 1;
+        if self.prompt_logprobs.is_some() && self.num_scored_positions < self.num_prompt_tokens - 1
+        {
+            self.num_scored_positions
+        } else {
+            last
+        }
+    }
+
+    /// The positions of the next `num_tokens` pending tokens whose logits score a prompt token.
+    pub fn scored_positions(&self, num_tokens: usize) -> Range<usize> {
+        let start = self.table.num_tokens();
+        let end = (start + num_tokens).min(self.num_prompt_tokens - 1);
+        if self.prompt_logprobs.is_some() {
+            start.max(self.num_scored_positions).min(end)..end
+        } else {
+            0..0
+        }
     }
 
     pub fn num_output_tokens(&self) -> usize {

@@ -15,7 +15,7 @@ use crate::runner::{Logits, RaggedBatch, Runner};
 
 #[path = "../../tests/support/hash_runner.rs"]
 mod hash_runner;
-use hash_runner::{HashRunner, VOCAB_SIZE, greedy};
+use hash_runner::{HashRunner, VOCAB_SIZE, greedy, logits_of};
 
 fn config() -> EngineConfig {
     EngineConfig {
@@ -52,6 +52,8 @@ fn request(prompt: &[TokenId], max_tokens: usize) -> Request {
         max_tokens,
         stop_token_ids: Vec::new(),
         sampling: SamplingParams::default(),
+        logprobs: None,
+        prompt_logprobs: None,
         arrived: Instant::now(),
     }
 }
@@ -65,6 +67,7 @@ fn collect(
     loop {
         match events.blocking_recv().expect("events end with an outcome") {
             Event::Admitted { cached_tokens, .. } => cached = cached_tokens,
+            Event::Prompt(_) => {}
             Event::Token { id, .. } => tokens.push(id),
             Event::Finished(reason) => return (tokens, cached, Ok(reason)),
             Event::Failed(error) => return (tokens, cached, Err(error)),
@@ -446,4 +449,81 @@ fn broken_logits_fail_their_own_request_only() {
     let (tokens, _, end) = collect(engine.submit(request(&[1], 1)).expect("it fits"));
     assert_eq!((tokens, end), (greedy(&[1], 1), Ok(FinishReason::Length)));
     assert_eq!(engine.health(), Health::Ready);
+}
+
+/// Log-probabilities of a request's prompt and output tokens, without engine and cache.
+fn expected_logprobs(prompt: &[TokenId], output: &[TokenId]) -> Vec<TokenLogprobs> {
+    let tokens = [prompt, output].concat();
+    (1..tokens.len())
+        .map(|position| {
+            let logits: Vec<f32> = logits_of(&tokens[..position]).collect();
+            TokenLogprobs::score(&logits, tokens[position], 2)
+        })
+        .collect()
+}
+
+#[test]
+fn prompt_and_output_are_scored_whatever_is_cached_chunked_and_preempted() {
+    let mut preemptions = 0;
+    for (num_blocks, max_batch_tokens, seed) in [
+        (3, 8, 0),
+        (4, 8, 1),
+        (4, 64, 2),
+        (6, 17, 3),
+        (6, 64, 4),
+        (40, 9, 5),
+        (40, 512, 6),
+    ] {
+        let config = EngineConfig {
+            max_batch_size: 8,
+            max_batch_tokens,
+            ..config()
+        };
+        let engine = engine(num_blocks, &config);
+        let work = workload(seed, num_blocks * BLOCK_SIZE);
+        let submit = |(prompt, max_tokens): &(Vec<TokenId>, usize)| {
+            let scored = Request {
+                logprobs: Some(2),
+                prompt_logprobs: Some(2),
+                ..request(prompt, *max_tokens)
+            };
+            engine.submit(scored).expect("it fits")
+        };
+        let events: Vec<_> = work.iter().map(submit).collect();
+        for ((prompt, max_tokens), mut events) in work.iter().zip(events) {
+            let mut scored = Vec::new();
+            while let Some(event) = events.blocking_recv() {
+                match event {
+                    Event::Prompt(part) => scored.extend(part),
+                    Event::Token { logprobs, .. } => scored.extend(logprobs.map(|one| *one)),
+                    Event::Admitted { .. } | Event::Finished(_) => {}
+                    Event::Failed(error) => panic!("{error}"),
+                }
+            }
+            assert_eq!(
+                scored,
+                expected_logprobs(prompt, &greedy(prompt, *max_tokens))
+            );
+        }
+        preemptions += engine.stats().num_preemptions;
+    }
+    assert!(preemptions > 0, "the small pools are meant to preempt");
+}
+
+#[test]
+fn a_request_for_no_tokens_scores_its_prompt_and_ends() {
+    let engine = engine(4, &config());
+    let request = Request {
+        prompt_logprobs: Some(0),
+        ..request(&[1, 2, 3], 0)
+    };
+    let mut events = engine.submit(request).expect("it fits");
+    wait_for_admission(&mut events);
+    assert!(matches!(events.blocking_recv(), Some(Event::Prompt(scored)) if scored.len() == 2));
+    let end = events.blocking_recv();
+    assert!(
+        matches!(end, Some(Event::Finished(FinishReason::Length))),
+        "{end:?}"
+    );
+    assert_eq!(engine.stats().batch.num_generated_tokens, 0);
 }

@@ -11,14 +11,15 @@ use anyhow::Context;
 
 use super::batch;
 use super::handle::{EngineHandle, Health, Limits, Shared};
-use super::request::{EngineError, Event, FinishReason};
+use super::logprobs::TokenLogprobs;
+use super::request::{EngineError, Event, FinishReason, TokenId};
 use super::sampler::Sampler;
 use super::scheduler::{Scheduler, StepPlan};
 use super::sequence::Sequence;
 use super::stats::{BatchStats, EngineStats, KvStats, QueueStats, ratio};
 use crate::config::EngineConfig;
 use crate::kv_cache::{BLOCK_SIZE, KvCache};
-use crate::runner::{RaggedBatch, Runner};
+use crate::runner::{Logits, RaggedBatch, Runner};
 
 /// The size of the KV cache that the runner was made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,26 +253,36 @@ impl Worker {
         let forward_end = Instant::now();
 
         let mut row = 0;
+        let mut num_generated = 0;
         let mut num_decode_tokens = 0;
         let mut outcomes = Vec::new();
         for chunk in &self.plan.chunks {
             let sequence = &mut self.scheduler.running[chunk.sequence];
+            row += score_prompt(sequence, chunk.num_tokens, logits, row);
             let computed = sequence.table.num_tokens();
             let in_decode = chunk.num_tokens == 1 && computed >= sequence.num_prompt_tokens;
             num_decode_tokens += usize::from(in_decode);
             let tokens = &sequence.tokens[computed..computed + chunk.num_tokens];
             self.kv.commit(&mut sequence.table, tokens);
             if chunk.is_last {
-                let sampled = self.sampler.sample(logits.row(row), &mut sequence.sampler);
-                row += 1;
-                let outcome = match sampled {
-                    Ok(token) => accept(sequence, token, forward_end),
-                    Err(error) => Some(Outcome::Failed(error.to_string())),
+                let outcome = if sequence.max_tokens == 0 {
+                    Some(Outcome::Finished(FinishReason::Length))
+                } else {
+                    num_generated += 1;
+                    self.sampler
+                        .sample(logits.row(row), &mut sequence.sampler)
+                        .map(|token| accept(sequence, token, logits.row(row), forward_end))
+                        .unwrap_or_else(|error| Some(Outcome::Failed(error.to_string())))
                 };
+                row += 1;
                 outcomes.extend(outcome.map(|outcome| (chunk.sequence, outcome)));
             }
         }
-        self.count_step(row, num_decode_tokens, forward_end - forward_start);
+        self.count_step(
+            num_generated,
+            num_decode_tokens,
+            forward_end - forward_start,
+        );
         self.stats.batch.step_time_ms += milliseconds(start.elapsed());
         let running = &mut self.scheduler.running;
         let ended = outcomes
@@ -417,12 +428,38 @@ impl Worker {
     }
 }
 
+/// Reports the prompt tokens that the next rows of logits score; returns how many rows.
+fn score_prompt(
+    sequence: &mut Sequence,
+    num_tokens: usize,
+    logits: &Logits,
+    first_row: usize,
+) -> usize {
+    let positions = sequence.scored_positions(num_tokens);
+    let num_top = sequence.prompt_logprobs.unwrap_or(0);
+    let scored: Vec<_> = positions
+        .zip(first_row..)
+        .map(|(position, row)| {
+            TokenLogprobs::score(logits.row(row), sequence.tokens[position + 1], num_top)
+        })
+        .collect();
+    let num_scored = scored.len();
+    if num_scored > 0 {
+        sequence.num_scored_positions += num_scored;
+        sequence.send(Event::Prompt(scored));
+    }
+    num_scored
+}
+
 /// Adds a sampled token to its sequence; says whether it was the last.
-fn accept(sequence: &mut Sequence, token: u32, at: Instant) -> Option<Outcome> {
-    sequence.tokens.push(token);
+fn accept(sequence: &mut Sequence, id: TokenId, logits: &[f32], at: Instant) -> Option<Outcome> {
+    sequence.tokens.push(id);
     sequence.first_token.get_or_insert(at);
-    sequence.send(Event::Token { at, id: token });
-    if sequence.stop_token_ids.contains(&token) {
+    let logprobs = sequence
+        .logprobs
+        .map(|num_top| Box::new(TokenLogprobs::score(logits, id, num_top)));
+    sequence.send(Event::Token { at, id, logprobs });
+    if sequence.stop_token_ids.contains(&id) {
         Some(Outcome::Finished(FinishReason::Stop))
     } else if sequence.num_output_tokens() == sequence.max_tokens {
         Some(Outcome::Finished(FinishReason::Length))

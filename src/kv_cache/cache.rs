@@ -52,11 +52,15 @@ impl KvCache {
         self.pool.num_blocks() * BLOCK_SIZE
     }
 
-    /// Takes blocks for all `tokens`, sharing what is cached of all but the last one (its logits
-    /// have to be computed). `None`, and nothing changed, unless `headroom_blocks` stay available.
-    pub fn admit(&mut self, tokens: &[u32], headroom_blocks: usize) -> Option<Admission> {
-        let reusable = &tokens[..tokens.len().saturating_sub(1)];
-        let found = self.index.lookup(reusable);
+    /// Takes blocks for all `tokens`, sharing what is cached of the first `max_reused_tokens`.
+    /// `None`, and nothing changed, unless `headroom_blocks` stay available.
+    pub fn admit(
+        &mut self,
+        tokens: &[u32],
+        max_reused_tokens: usize,
+        headroom_blocks: usize,
+    ) -> Option<Admission> {
+        let found = self.index.lookup(&tokens[..max_reused_tokens]);
         let new_blocks = tokens.len().div_ceil(BLOCK_SIZE) - found.blocks.len();
         let revived = found.blocks.iter().filter(|&&b| self.pool.is_evictable(b));
         if new_blocks + revived.count() + headroom_blocks > self.pool.num_available() {

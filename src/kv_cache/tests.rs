@@ -4,9 +4,14 @@ use proptest::prelude::*;
 
 use super::{Admission, BLOCK_SIZE, BlockTable, KvCache};
 
+/// Admits `tokens` and reuses all but the last one, whose logits have to be computed.
+fn admit(cache: &mut KvCache, tokens: &[u32], headroom_blocks: usize) -> Option<Admission> {
+    cache.admit(tokens, tokens.len() - 1, headroom_blocks)
+}
+
 /// Admits `tokens` and commits all of them, as a sequence that ran its whole prefill.
 fn run(cache: &mut KvCache, tokens: &[u32]) -> (BlockTable, usize) {
-    let mut table = cache.admit(tokens, 0).expect("the pool has room").table;
+    let mut table = admit(cache, tokens, 0).expect("the pool has room").table;
     let cached = table.num_tokens();
     cache.commit(&mut table, &tokens[cached..]);
     (table, cached)
@@ -23,7 +28,7 @@ fn a_repeated_short_prompt_is_a_hit_but_for_its_last_token() {
     let (mut first, cached) = run(&mut cache, &prompt);
     assert_eq!(cached, 0);
     cache.release(&mut first);
-    let again = cache.admit(&prompt, 0).expect("the pool has room");
+    let again = admit(&mut cache, &prompt, 0).expect("the pool has room");
     assert_eq!(again.table.num_tokens(), 9);
     let copy = again.copy.expect("a part of a block is copied");
     assert_eq!((copy.num_tokens, copy.to), (9, again.table.blocks()[0]));
@@ -34,7 +39,9 @@ fn a_prompt_is_a_hit_while_its_first_sequence_still_runs() {
     let mut cache = KvCache::new(8);
     let prompt = tokens(0..40);
     let (first, _) = run(&mut cache, &prompt);
-    let second = cache.admit(&prompt, 0).expect("the pool has room").table;
+    let second = admit(&mut cache, &prompt, 0)
+        .expect("the pool has room")
+        .table;
     assert_eq!(second.num_tokens(), 39);
     assert_eq!(first.blocks()[0], second.blocks()[0]);
     assert_ne!(first.blocks()[1], second.blocks()[1]);
@@ -58,7 +65,7 @@ fn generated_tokens_are_reused_by_the_next_turn() {
 fn two_sequences_that_compute_the_same_block_end_with_one() {
     let mut cache = KvCache::new(8);
     let prompt = tokens(0..64);
-    let mut tables = [(); 2].map(|()| cache.admit(&prompt, 0).expect("room").table);
+    let mut tables = [(); 2].map(|()| admit(&mut cache, &prompt, 0).expect("room").table);
     assert_eq!(cache.stats().used_blocks, 4);
     for table in &mut tables {
         cache.commit(table, &prompt);
@@ -86,10 +93,10 @@ fn an_admission_that_does_not_fit_changes_nothing() {
     let (mut table, _) = run(&mut cache, &tokens(0..64));
     cache.release(&mut table);
     let before = cache.stats();
-    assert!(cache.admit(&tokens(0..97), 0).is_none());
-    assert!(cache.admit(&tokens(0..65), 1).is_none());
+    assert!(admit(&mut cache, &tokens(0..97), 0).is_none());
+    assert!(admit(&mut cache, &tokens(0..65), 1).is_none());
     assert_eq!(cache.stats(), before);
-    assert!(cache.admit(&tokens(0..65), 0).is_some());
+    assert!(admit(&mut cache, &tokens(0..65), 0).is_some());
 }
 
 #[test]
@@ -97,9 +104,7 @@ fn a_block_that_is_copied_from_and_evicted_at_once_is_the_copy_itself() {
     let mut cache = KvCache::new(1);
     let (mut table, _) = run(&mut cache, &tokens(0..10));
     cache.release(&mut table);
-    let admission = cache
-        .admit(&tokens(0..20), 0)
-        .expect("the one block is evictable");
+    let admission = admit(&mut cache, &tokens(0..20), 0).expect("the one block is evictable");
     let copy = admission.copy.expect("ten tokens match");
     assert_eq!((copy.from, copy.num_tokens), (copy.to, 10));
 }
@@ -161,7 +166,7 @@ proptest! {
             match operation {
                 Operation::Admit { family, len } => {
                     let prompt: Vec<u32> = (0..len as u32).map(|i| i / 40 * family).collect();
-                    if let Some(Admission { mut table, copy }) = cache.admit(&prompt, 0) {
+                    if let Some(Admission { mut table, copy }) = admit(&mut cache, &prompt, 0) {
                         if let Some(copy) = copy {
                             for offset in 0..copy.num_tokens {
                                 let slot = |block: super::BlockId| block.index() * BLOCK_SIZE + offset;

@@ -89,6 +89,8 @@ impl Generation {
             max_tokens,
             stop_token_ids: stop_token_ids.clone(),
             sampling: options.sampling.clone(),
+            logprobs: None,
+            prompt_logprobs: None,
             arrived: job.arrived,
         };
         let events = state.served.engine.submit(request).map_err(|error| {
@@ -165,7 +167,8 @@ impl Generation {
                 Some(Event::Admitted { at, cached_tokens }) => {
                     self.record.admitted(at, cached_tokens);
                 }
-                Some(Event::Token { at, id }) => return Ok(Step::Token { at, id }),
+                Some(Event::Prompt(_)) => {}
+                Some(Event::Token { at, id, .. }) => return Ok(Step::Token { at, id }),
                 Some(Event::Finished(reason)) => return Ok(Step::End(reason)),
                 Some(Event::Failed(error)) => return Err(ApiError::Failed(error)),
                 None => {

@@ -81,7 +81,7 @@ impl Runner for HashRunner {
 }
 
 /// The logits behind a prefix: between 0 and 8, from a hash of prefix and token.
-fn logits_of(prefix: &[u32]) -> impl Iterator<Item = f32> {
+pub fn logits_of(prefix: &[u32]) -> impl Iterator<Item = f32> {
     let mix = |hash: u64, value: u64| {
         let hash = (hash ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         hash ^ (hash >> 29)
