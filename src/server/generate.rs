@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::call::Call;
 use super::error::ApiError;
 use super::fields::{Fields, Off};
-use super::generation::{Generation, Job, Piece, Summary};
+use super::generation::{Generation, Job, Piece, Summary, Whole};
 use super::openai::usage::Usage;
 use super::options::{Dialect, Options};
 use super::outcome::finish_reason_name;
@@ -28,6 +28,7 @@ pub const PATH: &str = "/generate";
 const DIALECT: Dialect = Dialect {
     max_tokens: &["max_tokens", "max_new_tokens"],
     default_max_tokens: Some(100),
+    min_max_tokens: 1,
     default_temperature: 0.0,
 };
 
@@ -136,12 +137,14 @@ pub async fn generate(
         prompt: prompts.remove(0),
         prompt_field: "prompt",
         options: &request.options,
+        logprobs: None,
+        echo: None,
     };
     let generation = Generation::start(&state, job)?;
     if request.stream {
         return streaming::respond(vec![generation], TokenEvents, call.id).await;
     }
-    let (text, summary) = generation.collect().await?;
+    let Whole { text, summary, .. } = generation.collect().await?;
     let report = summary.into();
     Ok(Json(GenerateResponse { text, report }).into_response())
 }

@@ -1,19 +1,22 @@
-//! One generation as the endpoints see it: engine events in, pieces of text out.
+//! One generation as the endpoints see it: engine events in, pieces of the answer out.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::{Stream, stream};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use super::echo::Echo;
 use super::error::ApiError;
 use super::options::Options;
 use super::outcome::{Outcome, Record};
+use super::output::{Output, Part, ScoredToken};
+use super::prompt::Prompt;
 use super::request_id::RequestId;
 use super::state::AppState;
 use super::timings::{Progress, Timings};
-use crate::engine::{EngineError, Event, FinishReason, Request, TokenId};
-use crate::text::{Detokenizer, StopMatcher, StopOutcome, TextError};
+use crate::engine::{EngineError, Event, FinishReason, Request, TokenId, TokenLogprobs};
+use crate::text::TextError;
 
 /// A prompt and what to do with it.
 #[derive(Debug)]
@@ -25,15 +28,22 @@ pub struct Job<'a> {
     /// The field that held the prompt, to be named if it is too long.
     pub prompt_field: &'a str,
     pub options: &'a Options,
+    /// Wanted for each token, with this many alternatives.
+    pub logprobs: Option<usize>,
+    /// The prompt as it was sent, if it is to be given back before the output.
+    pub echo: Option<Prompt>,
 }
 
-/// What one token adds to the text; the last piece also tells how it went.
-#[derive(Clone, Debug, PartialEq)]
+/// What one token adds to the answer; the last piece also tells how it went. An echoed prompt is
+/// the first piece, by itself.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Piece {
-    /// `None` if the generation ended without one more token.
+    /// `None` for an echoed prompt, and if the generation ended without one more token.
     pub token: Option<TokenId>,
     /// Empty while a character or a stop string may still be incomplete, and for a stop token.
     pub text: String,
+    /// The tokens whose text this is, if log-probabilities are wanted.
+    pub scored: Vec<ScoredToken>,
     pub end: Option<Summary>,
 }
 
@@ -50,17 +60,33 @@ pub struct Summary {
     pub timings: Timings,
 }
 
+/// All pieces in one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Whole {
+    pub text: String,
+    /// Those that were generated.
+    pub tokens: Vec<TokenId>,
+    pub scored: Vec<ScoredToken>,
+    pub summary: Summary,
+}
+
 /// What moves a generation on.
 enum Step {
-    Token { at: Instant, id: TokenId },
+    Token {
+        at: Instant,
+        id: TokenId,
+        logprobs: Option<TokenLogprobs>,
+    },
     End(FinishReason),
 }
 
 /// A generation that runs. Dropping it cancels it: its receiver goes with it.
 pub struct Generation {
     events: UnboundedReceiver<Event>,
-    detokenizer: Detokenizer,
-    stop: StopMatcher,
+    echo: Option<Echo>,
+    /// The first step, while the echo that precedes it is passed on.
+    first_step: Option<Step>,
+    output: Output,
     stop_token_ids: Vec<TokenId>,
     record: Record,
     ended: bool,
@@ -80,6 +106,12 @@ impl Generation {
             options
                 .max_tokens
                 .resolve(prompt_tokens, job.prompt_field, &state.limits)?;
+        let tokenizer = &state.served.tokenizer;
+        let echo = job
+            .echo
+            .map(|sent| Echo::new(tokenizer, sent, &prompt))
+            .transpose()
+            .map_err(of_text)?;
         let mut stop_token_ids = options.stop_token_ids.clone();
         if !options.ignore_eos {
             stop_token_ids.extend_from_slice(&state.served.eos_token_ids);
@@ -89,18 +121,19 @@ impl Generation {
             max_tokens,
             stop_token_ids: stop_token_ids.clone(),
             sampling: options.sampling.clone(),
-            logprobs: None,
-            prompt_logprobs: None,
+            logprobs: job.logprobs,
+            prompt_logprobs: echo.as_ref().and(job.logprobs),
             arrived: job.arrived,
         };
-        let events = state.served.engine.submit(request).map_err(|error| {
-            state.metrics.count_rejection(&error);
-            ApiError::Refused(error)
-        })?;
         Ok(Self {
-            events,
-            detokenizer: Detokenizer::new(state.served.tokenizer.clone()),
-            stop: StopMatcher::new(options.stop.clone()),
+            events: submit(state, request)?,
+            first_step: None,
+            output: Output::new(
+                tokenizer.clone(),
+                options.stop.clone(),
+                echo.as_ref().map_or(0, Echo::num_chars),
+            ),
+            echo,
             stop_token_ids,
             record: Record::open(
                 state.clone(),
@@ -138,37 +171,64 @@ impl Generation {
         })
     }
 
-    /// The whole text, once it is complete.
+    /// The whole answer, once it is complete.
     ///
     /// # Errors
     /// The engine could not finish.
-    pub async fn collect(mut self) -> Result<(String, Summary), ApiError> {
+    pub async fn collect(mut self) -> Result<Whole, ApiError> {
         let mut text = String::new();
+        let mut tokens = Vec::new();
+        let mut scored = Vec::new();
         while let Some(piece) = self.next().await? {
             text += &piece.text;
+            tokens.extend(piece.token);
+            scored.extend(piece.scored);
             if let Some(summary) = piece.end {
-                return Ok((text, summary));
+                return Ok(Whole {
+                    text,
+                    tokens,
+                    scored,
+                    summary,
+                });
             }
         }
         unreachable!("bug: a generation without a last piece")
     }
 
     async fn advance(&mut self) -> Result<Piece, ApiError> {
-        match self.next_step().await? {
-            Step::Token { at, id } => self.take_token(at, id).await,
-            Step::End(reason) => self.finish(None, String::new(), reason),
+        let step = match self.first_step.take() {
+            Some(step) => step,
+            None => self.next_step().await?,
+        };
+        // The prompt waits for the first step: its log-probabilities are complete then, and a
+        // failure before it has a status code of its own.
+        if let Some(echo) = self.echo.take() {
+            self.first_step = Some(step);
+            return Ok(Piece::new(None, echo.into_part()));
+        }
+        match step {
+            Step::Token { at, id, logprobs } => self.take_token(at, id, logprobs).await,
+            Step::End(reason) => self.finish(Piece::default(), None, reason),
         }
     }
 
-    /// The next token or the end. Notes the admission, turns a failure into an error.
+    /// The next token or the end. Notes the admission and the scores of the prompt, turns a
+    /// failure into an error.
     async fn next_step(&mut self) -> Result<Step, ApiError> {
         loop {
             match self.events.recv().await {
                 Some(Event::Admitted { at, cached_tokens }) => {
                     self.record.admitted(at, cached_tokens);
                 }
-                Some(Event::Prompt(_)) => {}
-                Some(Event::Token { at, id, .. }) => return Ok(Step::Token { at, id }),
+                Some(Event::Prompt(scored)) => {
+                    let echo = self.echo.as_mut();
+                    echo.expect("bug: a scored prompt that is not echoed")
+                        .score(scored);
+                }
+                Some(Event::Token { at, id, logprobs }) => {
+                    let logprobs = logprobs.map(|logprobs| *logprobs);
+                    return Ok(Step::Token { at, id, logprobs });
+                }
                 Some(Event::Finished(reason)) => return Ok(Step::End(reason)),
                 Some(Event::Failed(error)) => return Err(ApiError::Failed(error)),
                 None => {
@@ -179,29 +239,33 @@ impl Generation {
         }
     }
 
-    async fn take_token(&mut self, at: Instant, id: TokenId) -> Result<Piece, ApiError> {
+    async fn take_token(
+        &mut self,
+        at: Instant,
+        id: TokenId,
+        logprobs: Option<TokenLogprobs>,
+    ) -> Result<Piece, ApiError> {
         self.record.token(at);
-        let is_stop_token = self.stop_token_ids.contains(&id);
-        let mut text = String::new();
-        if !is_stop_token {
-            let more = self.detokenizer.push(id).map_err(of_text)?;
-            match self.stop.push(&more) {
-                StopOutcome::Text(more) => text = more,
-                StopOutcome::Stopped(last) => return Ok(self.end(Some(id), last)),
+        let progress = &self.record.progress;
+        let is_last = progress.generated_tokens == progress.max_tokens;
+        let (piece, stop_token) = if self.stop_token_ids.contains(&id) {
+            (Piece::new(Some(id), Part::default()), logprobs)
+        } else {
+            let part = self.output.push(id, logprobs).map_err(of_text)?;
+            let stopped = part.stopped;
+            let piece = Piece::new(Some(id), part);
+            if stopped {
+                return Ok(self.stop(piece));
             }
-        }
-        if !is_stop_token && self.record.progress.generated_tokens < self.record.progress.max_tokens
-        {
-            return Ok(Piece {
-                token: Some(id),
-                text,
-                end: None,
-            });
-        }
+            if !is_last {
+                return Ok(piece);
+            }
+            (piece, None)
+        };
         // The engine says at once why it ended; the last token and that reason make one piece, so
         // that a stream has one event a token.
         match self.next_step().await? {
-            Step::End(reason) => self.finish(Some(id), text, reason),
+            Step::End(reason) => self.finish(piece, stop_token, reason),
             Step::Token { .. } => {
                 let message = "bug: the engine sent a token after the last";
                 Err(ApiError::Internal(message.to_owned()))
@@ -209,34 +273,29 @@ impl Generation {
         }
     }
 
-    /// The engine ended: what the detokenizer and the stop matcher held back is text after all.
+    /// The engine ended: what the output held back is part of it after all.
     fn finish(
         &mut self,
-        token: Option<TokenId>,
-        mut text: String,
+        mut piece: Piece,
+        stop_token: Option<TokenLogprobs>,
         reason: FinishReason,
     ) -> Result<Piece, ApiError> {
-        let rest = self.detokenizer.finish().map_err(of_text)?;
-        match self.stop.push(&rest) {
-            StopOutcome::Text(more) => text += &more,
-            StopOutcome::Stopped(last) => return Ok(self.end(token, text + &last)),
+        let rest = self.output.finish(stop_token).map_err(of_text)?;
+        piece.text += &rest.text;
+        piece.scored.extend(rest.scored);
+        if rest.stopped {
+            return Ok(self.stop(piece));
         }
-        text += &self.stop.finish();
-        Ok(self.last_piece(token, text, reason))
+        Ok(self.end(piece, reason))
     }
 
     /// A stop string is complete: the engine need not go on.
-    fn end(&mut self, token: Option<TokenId>, text: String) -> Piece {
+    fn stop(&mut self, piece: Piece) -> Piece {
         self.events.close();
-        self.last_piece(token, text, FinishReason::Stop)
+        self.end(piece, FinishReason::Stop)
     }
 
-    fn last_piece(
-        &mut self,
-        token: Option<TokenId>,
-        text: String,
-        finish_reason: FinishReason,
-    ) -> Piece {
+    fn end(&mut self, piece: Piece, finish_reason: FinishReason) -> Piece {
         self.record.close(Outcome::Finished(finish_reason), None);
         let progress = &self.record.progress;
         let summary = Summary {
@@ -248,11 +307,35 @@ impl Generation {
             timings: progress.timings(Instant::now()),
         };
         Piece {
-            token,
-            text,
             end: Some(summary),
+            ..piece
         }
     }
+}
+
+impl Piece {
+    fn new(token: Option<TokenId>, part: Part) -> Self {
+        Self {
+            token,
+            text: part.text,
+            scored: part.scored,
+            end: None,
+        }
+    }
+}
+
+/// Hands a request to the engine, unless there is nothing to compute.
+fn submit(state: &AppState, request: Request) -> Result<UnboundedReceiver<Event>, ApiError> {
+    if request.max_tokens == 0 && request.prompt_logprobs.is_none() {
+        let (sender, events) = unbounded_channel();
+        let sent = sender.send(Event::Finished(FinishReason::Length));
+        sent.expect("bug: a new channel is closed");
+        return Ok(events);
+    }
+    state.served.engine.submit(request).map_err(|error| {
+        state.metrics.count_rejection(&error);
+        ApiError::Refused(error)
+    })
 }
 
 fn of_text(error: TextError) -> ApiError {

@@ -4,13 +4,14 @@
 //! All generating endpoints walk the same path:
 //!
 //! ```text
-//! call > fields > prompt + options > generation (engine events > text pieces) > answer or stream
+//! call > fields > prompt + options > generation (engine events > echo + output > pieces) > answer or stream
 //! ```
 //!
 //! `fields` refuses what no endpoint takes, `error` alone chooses status codes, and `outcome` tells
 //! the end of each generation once, to log and metrics. Prompts and texts are never logged.
 
 mod call;
+mod echo;
 mod error;
 mod fields;
 mod generate;
@@ -20,6 +21,7 @@ mod metrics;
 mod openai;
 mod options;
 mod outcome;
+mod output;
 mod prompt;
 mod request_id;
 mod routes;

@@ -17,6 +17,8 @@ pub struct Dialect {
     pub max_tokens: &'static [&'static str],
     /// Output bound where none is asked for; `None` is the rest of the window.
     pub default_max_tokens: Option<usize>,
+    /// Least output bound that may be asked for: 0 where the prompt itself is an answer.
+    pub min_max_tokens: usize,
     pub default_temperature: f32,
 }
 
@@ -55,7 +57,9 @@ impl Options {
         let max_tokens = match fields.take_alias(dialect.max_tokens)? {
             Some(field) => {
                 let path = field.path.clone();
-                let tokens = field.read("a whole number, at least 1", |n: &usize| *n >= 1)?;
+                let min = dialect.min_max_tokens;
+                let expected = format!("a whole number, at least {min}");
+                let tokens = field.read(&expected, |n: &usize| *n >= min)?;
                 MaxTokens::Asked(tokens, path)
             }
             None => dialect
@@ -103,6 +107,7 @@ impl MaxTokens {
         };
         let room = max_model_len.saturating_sub(prompt_tokens);
         match self {
+            Self::Asked(0, _) if prompt_tokens <= max_model_len => Ok(0),
             Self::Asked(tokens, _) if room == 0 => Err(too_long(prompt_field, *tokens)),
             _ if room == 0 => Err(too_long(prompt_field, 1)),
             Self::Asked(tokens, field) if *tokens > room => Err(too_long(field, *tokens)),
@@ -193,6 +198,7 @@ mod tests {
     const DIALECT: Dialect = Dialect {
         max_tokens: &["max_tokens", "max_new_tokens"],
         default_max_tokens: Some(16),
+        min_max_tokens: 1,
         default_temperature: 1.0,
     };
 

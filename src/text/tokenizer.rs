@@ -126,9 +126,24 @@ impl Tokenizer {
 
     /// The text of `ids` taken as a whole text; an unknown id is an error.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
+        Ok(self.decode_aligned(ids, skip_special)?.0)
+    }
+
+    /// Like [`Self::decode`]; also where the text of each id begins, in characters. Ids that share
+    /// a character begin where it does.
+    pub fn decode_aligned(
+        &self,
+        ids: &[u32],
+        skip_special: bool,
+    ) -> Result<(String, Vec<usize>), TextError> {
         let mut stream = self.new_stream();
         let mut text = String::new();
+        let mut starts = Vec::with_capacity(ids.len());
+        let (mut num_chars, mut num_counted_bytes) = (0, 0);
         for &id in ids {
+            num_chars += text[num_counted_bytes..].chars().count();
+            num_counted_bytes = text.len();
+            starts.push(num_chars);
             let bytes = self.table.bytes(id)?;
             if !(skip_special && self.is_special(id)) {
                 stream.push(bytes, &mut text);
@@ -137,8 +152,11 @@ impl Tokenizer {
         stream.finish(&mut text);
         if self.table.style.strips_first_space && text.starts_with(' ') {
             text.remove(0);
+            for start in &mut starts {
+                *start = start.saturating_sub(1);
+            }
         }
-        Ok(text)
+        Ok((text, starts))
     }
 
     /// All token ids are below this. A model may pad its vocabulary with ids that have no text;

@@ -10,3 +10,4 @@ mod completions;
 mod generate;
 mod life;
 mod observe;
+mod scoring;

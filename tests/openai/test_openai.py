@@ -3,26 +3,10 @@
     CANDLEPOWER_URL=http://127.0.0.1:8000 pytest tests/openai
 """
 
-import os
-
 import openai
 import pytest
 
-URL = os.environ["CANDLEPOWER_URL"].rstrip("/")
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
-
-
-@pytest.fixture(scope="module")
-def client():
-    # No retries: each answer is looked at as it comes.
-    with openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def model(client):
-    [model] = client.models.list().data
-    return model.id
 
 
 def test_the_served_model_is_listed_and_retrieved(client, model):

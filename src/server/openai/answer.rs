@@ -7,15 +7,17 @@ use axum::response::{IntoResponse, Response};
 use futures_util::future::try_join_all;
 use serde::Serialize;
 
+use super::choice::{ChatChoice, ChatChunkChoice, CompletionChoice, Content};
 use super::stream_mode::StreamMode;
 use super::usage::Usage;
+use crate::engine::TokenId;
 use crate::server::error::ApiError;
 use crate::server::generation::{Generation, Piece, Summary};
-use crate::server::outcome::finish_reason_name;
 use crate::server::request_id::RequestId;
 use crate::server::state::AppState;
 use crate::server::streaming::{self, Events, Format};
 use crate::server::timings::Timings;
+use crate::text::Tokenizer;
 
 /// Which of the two endpoints answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,18 +26,28 @@ pub enum Shape {
     Chat,
 }
 
+/// How an answer looks.
+#[derive(Clone, Debug)]
+pub struct Form {
+    pub shape: Shape,
+    pub mode: StreamMode,
+    pub logprobs: bool,
+    /// The prompts, if a completion is to tell token ids. Not OpenAI's, but vLLM's.
+    pub prompt_token_ids: Option<Vec<Vec<TokenId>>>,
+}
+
 /// Answers with one choice a generation.
 ///
 /// # Errors
 /// A generation failed before there was anything to send.
 pub async fn respond(
     state: &Arc<AppState>,
-    shape: Shape,
-    mode: StreamMode,
+    form: Form,
     generations: Vec<Generation>,
     request_id: RequestId,
 ) -> Result<Response, ApiError> {
-    let head = Head::new(state, shape, mode, &request_id);
+    let mode = form.mode;
+    let head = Head::new(state, form, &request_id);
     match mode {
         StreamMode::Whole => head.whole(generations).await,
         StreamMode::Stream { include_usage } => {
@@ -52,7 +64,8 @@ pub async fn respond(
 
 /// What stands in every object of one response.
 struct Head {
-    shape: Shape,
+    form: Form,
+    tokenizer: Arc<Tokenizer>,
     id: String,
     object: &'static str,
     created_unix_s: u64,
@@ -76,55 +89,16 @@ struct Envelope<'a, C> {
     timings: Option<Timings>,
 }
 
-#[derive(Serialize)]
-struct CompletionChoice<'a> {
-    index: usize,
-    text: &'a str,
-    logprobs: Option<()>,
-    finish_reason: Option<&'static str>,
-}
-
-#[derive(Serialize)]
-struct ChatChoice<'a> {
-    index: usize,
-    message: Message<'a>,
-    logprobs: Option<()>,
-    finish_reason: &'static str,
-}
-
-#[derive(Serialize)]
-struct Message<'a> {
-    role: &'static str,
-    content: &'a str,
-    refusal: Option<()>,
-}
-
-#[derive(Serialize)]
-struct ChatChunkChoice<'a> {
-    index: usize,
-    delta: Delta<'a>,
-    logprobs: Option<()>,
-    finish_reason: Option<&'static str>,
-}
-
-#[derive(Serialize)]
-struct Delta<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
-    content: &'a str,
-}
-
-const ASSISTANT: &str = "assistant";
-
 impl Head {
-    fn new(state: &AppState, shape: Shape, mode: StreamMode, id: &RequestId) -> Self {
-        let (prefix, object) = match (shape, mode) {
+    fn new(state: &AppState, form: Form, id: &RequestId) -> Self {
+        let (prefix, object) = match (form.shape, form.mode) {
             (Shape::Completion, _) => ("cmpl", "text_completion"),
             (Shape::Chat, StreamMode::Whole) => ("chatcmpl", "chat.completion"),
             (Shape::Chat, StreamMode::Stream { .. }) => ("chatcmpl", "chat.completion.chunk"),
         };
         Self {
-            shape,
+            form,
+            tokenizer: state.served.tokenizer.clone(),
             id: format!("{prefix}-{id}"),
             object,
             created_unix_s: jiff::Timestamp::now().as_second().cast_unsigned(),
@@ -151,91 +125,68 @@ impl Head {
     }
 
     async fn whole(&self, generations: Vec<Generation>) -> Result<Response, ApiError> {
-        let texts = try_join_all(generations.into_iter().map(Generation::collect)).await?;
-        let (texts, summaries): (Vec<String>, Vec<Summary>) = texts.into_iter().unzip();
-        let choices = texts.iter().zip(&summaries).enumerate();
-        let usage = Some(Some(Usage::of(&summaries)));
-        let timings = only_timings(&summaries);
-        let response = match self.shape {
+        let wholes = try_join_all(generations.into_iter().map(Generation::collect)).await?;
+        let summaries: Vec<Summary> = wholes.iter().map(|whole| whole.summary).collect();
+        let contents = wholes.iter().enumerate().map(|(index, whole)| Content {
+            index,
+            text: &whole.text,
+            tokens: &whole.tokens,
+            scored: &whole.scored,
+            finish_reason: Some(whole.summary.finish_reason),
+            is_first: true,
+        });
+        let (tokenizer, form) = (&self.tokenizer, &self.form);
+        Ok(match form.shape {
             Shape::Completion => {
-                let choices: Vec<_> = choices
-                    .map(|(index, (text, summary))| CompletionChoice {
-                        index,
-                        text,
-                        logprobs: None,
-                        finish_reason: Some(finish_reason_name(summary.finish_reason)),
-                    })
-                    .collect();
-                Json(Envelope {
-                    timings,
-                    ..self.envelope(&choices, usage)
-                })
-                .into_response()
+                let choices = contents.map(|part| CompletionChoice::new(tokenizer, form, part));
+                self.whole_response(&choices.collect::<Vec<_>>(), &summaries)
             }
             Shape::Chat => {
-                let choices: Vec<_> = choices
-                    .map(|(index, (content, summary))| ChatChoice {
-                        index,
-                        message: Message {
-                            role: ASSISTANT,
-                            content,
-                            refusal: None,
-                        },
-                        logprobs: None,
-                        finish_reason: finish_reason_name(summary.finish_reason),
-                    })
-                    .collect();
-                Json(Envelope {
-                    timings,
-                    ..self.envelope(&choices, usage)
-                })
-                .into_response()
+                let choices = contents.map(|part| ChatChoice::new(tokenizer, form, part));
+                self.whole_response(&choices.collect::<Vec<_>>(), &summaries)
             }
-        };
-        Ok(response)
+        })
+    }
+
+    fn whole_response(&self, choices: &[impl Serialize], summaries: &[Summary]) -> Response {
+        let usage = Some(Some(Usage::of(summaries)));
+        let response = Json(Envelope {
+            timings: only_timings(summaries),
+            ..self.envelope(choices, usage)
+        });
+        response.into_response()
     }
 }
 
-/// Writes one chunk a token: the gaps between chunks are the gaps between tokens.
+/// Writes one chunk a token, and one an echoed prompt: the gaps between chunks are the gaps between tokens.
 struct Chunks {
     head: Head,
     include_usage: bool,
-    /// Which choices have had a chunk: the first one of a chat tells the role.
+    /// Which choices have had a chunk.
     begun: Vec<bool>,
     summaries: Vec<Summary>,
 }
 
 impl Format for Chunks {
     fn piece(&mut self, events: &mut Events, index: usize, piece: &Piece) {
-        let finish_reason = piece
-            .end
-            .map(|summary| finish_reason_name(summary.finish_reason));
         self.summaries.extend(piece.end);
-        let is_first = !std::mem::replace(&mut self.begun[index], true);
+        let content = Content {
+            index,
+            text: &piece.text,
+            tokens: piece.token.as_slice(),
+            scored: &piece.scored,
+            finish_reason: piece.end.map(|summary| summary.finish_reason),
+            is_first: !std::mem::replace(&mut self.begun[index], true),
+        };
         let usage = self.include_usage.then_some(None);
-        let text = &piece.text;
-        match self.head.shape {
+        let (tokenizer, form) = (&self.head.tokenizer, &self.head.form);
+        match form.shape {
             Shape::Completion => {
-                let choice = CompletionChoice {
-                    index,
-                    text,
-                    logprobs: None,
-                    finish_reason,
-                };
+                let choice = CompletionChoice::new(tokenizer, form, content);
                 events.push(&self.head.envelope(&[choice], usage));
             }
             Shape::Chat => {
-                let role = is_first.then_some(ASSISTANT);
-                let delta = Delta {
-                    role,
-                    content: text,
-                };
-                let choice = ChatChunkChoice {
-                    index,
-                    delta,
-                    logprobs: None,
-                    finish_reason,
-                };
+                let choice = ChatChunkChoice::new(tokenizer, form, content);
                 events.push(&self.head.envelope(&[choice], usage));
             }
         }

@@ -6,7 +6,8 @@ use axum::extract::State;
 use axum::response::Response;
 use serde_json::{Map, Value};
 
-use super::answer::{self, Shape};
+use super::answer::{self, Form, Shape};
+use super::logprobs;
 use super::messages::{self, Messages};
 use super::stream_mode::StreamMode;
 use crate::engine::TokenId;
@@ -23,14 +24,13 @@ pub const PATH: &str = "/v1/chat/completions";
 const DIALECT: Dialect = Dialect {
     max_tokens: &["max_completion_tokens", "max_tokens"],
     default_max_tokens: None,
+    min_max_tokens: 1,
     default_temperature: 1.0,
 };
 
 /// What is not supported, and the values that do not ask for it.
 const UNSUPPORTED: &[(&str, &[Off])] = &[
     ("n", &[Off::Number(1)]),
-    ("logprobs", &[Off::False]),
-    ("top_logprobs", &[Off::Number(0)]),
     ("prompt_logprobs", &[Off::False]),
     ("logit_bias", &[Off::Empty]),
     ("response_format", &[Off::TypeText]),
@@ -70,6 +70,7 @@ struct ChatRequest {
     messages: Messages,
     template: TemplateOptions,
     options: Options,
+    logprobs: Option<usize>,
     mode: StreamMode,
 }
 
@@ -95,6 +96,7 @@ impl ChatRequest {
                 kwargs: read_kwargs(&mut fields)?,
             },
             options: Options::take(&mut fields, &DIALECT, state.limits.vocab_size)?,
+            logprobs: read_logprobs(&mut fields)?,
             mode: StreamMode::take(&mut fields)?,
         };
         fields.finish(UNSUPPORTED)?;
@@ -108,6 +110,7 @@ pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Re
         messages,
         template,
         options,
+        logprobs,
         mode,
     } = ChatRequest::read(call.fields, &state)?;
     let prompt = state
@@ -122,9 +125,28 @@ pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Re
         prompt,
         prompt_field: "messages",
         options: &options,
+        logprobs,
+        echo: None,
+    };
+    let form = Form {
+        shape: Shape::Chat,
+        mode,
+        logprobs: logprobs.is_some(),
+        prompt_token_ids: None,
     };
     let generation = Generation::start(&state, job)?;
-    answer::respond(&state, Shape::Chat, mode, vec![generation], call.id).await
+    answer::respond(&state, form, vec![generation], call.id).await
+}
+
+/// How many alternatives to report of each token, if any token is reported.
+fn read_logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let is_wanted = fields.take_flag("logprobs")?;
+    let num_top = logprobs::take_number(fields, "top_logprobs")?.unwrap_or(0);
+    if num_top > 0 && !is_wanted {
+        let message = "`top_logprobs` is only for `logprobs: true`";
+        return Err(ApiError::invalid("top_logprobs", message));
+    }
+    Ok(is_wanted.then_some(num_top))
 }
 
 /// Variables that the template has from elsewhere would be ignored, so they are refused.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 
-use super::answer::{self, Shape};
+use super::answer::{self, Form, Shape};
+use super::logprobs;
 use super::stream_mode::StreamMode;
 use crate::server::call::Call;
 use crate::server::error::ApiError;
@@ -20,6 +21,7 @@ pub const PATH: &str = "/v1/completions";
 const DIALECT: Dialect = Dialect {
     max_tokens: &["max_tokens"],
     default_max_tokens: Some(16),
+    min_max_tokens: 1,
     default_temperature: 1.0,
 };
 
@@ -27,8 +29,6 @@ const DIALECT: Dialect = Dialect {
 const UNSUPPORTED: &[(&str, &[Off])] = &[
     ("n", &[Off::Number(1)]),
     ("best_of", &[Off::Number(1)]),
-    ("echo", &[Off::False]),
-    ("logprobs", &[Off::False]),
     ("prompt_logprobs", &[Off::False]),
     ("suffix", &[Off::Empty]),
     ("logit_bias", &[Off::Empty]),
@@ -41,7 +41,6 @@ const UNSUPPORTED: &[(&str, &[Off])] = &[
     ("spaces_between_special_tokens", &[Off::True]),
     ("include_stop_str_in_output", &[Off::False]),
     ("truncate_prompt_tokens", &[]),
-    ("return_token_ids", &[Off::False]),
     ("priority", &[Off::Number(0)]),
     ("user", &[Off::Anything]),
 ];
@@ -50,6 +49,10 @@ const UNSUPPORTED: &[(&str, &[Off])] = &[
 struct CompletionRequest {
     prompts: Vec<Prompt>,
     options: Options,
+    logprobs: Option<usize>,
+    /// The prompt comes first in the text.
+    echo: bool,
+    return_token_ids: bool,
     mode: StreamMode,
 }
 
@@ -60,9 +63,17 @@ impl CompletionRequest {
         let Some(prompt) = fields.take_value("prompt") else {
             return Err(ApiError::invalid("prompt", "`prompt` is missing"));
         };
+        let echo = fields.take_flag("echo")?;
+        let dialect = Dialect {
+            min_max_tokens: if echo { 0 } else { 1 },
+            ..DIALECT
+        };
         let request = Self {
             prompts: Prompt::read(prompt, vocab_size)?,
-            options: Options::take(&mut fields, &DIALECT, vocab_size)?,
+            options: Options::take(&mut fields, &dialect, vocab_size)?,
+            logprobs: logprobs::take_number(&mut fields, "logprobs")?,
+            echo,
+            return_token_ids: fields.take_flag("return_token_ids")?,
             mode: StreamMode::take(&mut fields)?,
         };
         fields.finish(UNSUPPORTED)?;
@@ -75,13 +86,26 @@ pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Re
     let CompletionRequest {
         prompts,
         options,
+        logprobs,
+        echo,
+        return_token_ids,
         mode,
     } = CompletionRequest::read(call.fields, &state)?;
-    let generations = state
-        .encode(prompts, "prompt")
-        .await?
+    let echoes = prompts
+        .iter()
+        .map(|prompt| echo.then(|| prompt.clone()))
+        .collect::<Vec<_>>();
+    let prompts = state.encode(prompts, "prompt").await?;
+    let form = Form {
+        shape: Shape::Completion,
+        mode,
+        logprobs: logprobs.is_some(),
+        prompt_token_ids: return_token_ids.then(|| prompts.clone()),
+    };
+    let generations = prompts
         .into_iter()
-        .map(|prompt| {
+        .zip(echoes)
+        .map(|(prompt, echo)| {
             let job = Job {
                 request_id: call.id.clone(),
                 endpoint: PATH,
@@ -89,9 +113,11 @@ pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Re
                 prompt,
                 prompt_field: "prompt",
                 options: &options,
+                logprobs,
+                echo,
             };
             Generation::start(&state, job)
         })
         .collect::<Result<Vec<_>, _>>()?;
-    answer::respond(&state, Shape::Completion, mode, generations, call.id).await
+    answer::respond(&state, form, generations, call.id).await
 }

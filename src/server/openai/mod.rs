@@ -7,5 +7,7 @@ pub mod tokens;
 pub mod usage;
 
 mod answer;
+mod choice;
+mod logprobs;
 mod messages;
 mod stream_mode;

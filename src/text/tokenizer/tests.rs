@@ -425,6 +425,22 @@ fn places(json: &Json, place: &str, found: &mut Vec<String>) {
     }
 }
 
+/// Where each id of a text begins, in characters: how many of them end within the bytes before it.
+fn starts_by_bytes(tokenizer: &Tokenizer, ids: &[u32], adds_space: bool, text: &str) -> Vec<usize> {
+    let encoded = format!("{}{text}", if adds_space { " " } else { "" });
+    let mut num_bytes = 0;
+    ids.iter()
+        .map(|&id| {
+            let ends = encoded.char_indices().map(|(at, c)| at + c.len_utf8());
+            let start = ends.filter(|&end| end <= num_bytes).count();
+            if !tokenizer.is_special(id) {
+                num_bytes += tokenizer.token_bytes(id).expect("known").len();
+            }
+            start.saturating_sub(usize::from(adds_space))
+        })
+        .collect()
+}
+
 proptest! {
     #[test]
     fn pieces_join_to_what_all_ids_decode_to(raw in proptest::collection::vec(any::<u32>(), 0..60)) {
@@ -447,7 +463,9 @@ proptest! {
                 _ => text.clone(),
             };
             let ids = tokenizer.encode_text(&text).expect("encodes");
-            prop_assert_eq!(tokenizer.decode(&ids, true).expect("decodes"), expected.as_str());
+            let (decoded, starts) = tokenizer.decode_aligned(&ids, true).expect("decodes");
+            prop_assert_eq!(decoded, expected.as_str());
+            prop_assert_eq!(starts, starts_by_bytes(tokenizer, &ids, *family == "llama", &expected));
             let pieces = detokenized(tokenizer, &ids);
             prop_assert_eq!(without_prefix_space(family, &pieces), expected);
         }
