@@ -3,13 +3,14 @@
 mod synthetic;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::Value;
 use candlepower::model::{ModelFiles, load};
 use proptest::prelude::*;
 use synthetic::{Architecture, Synthetic};
@@ -17,16 +18,18 @@ use synthetic::{Architecture, Synthetic};
 /// Far above what loading the header of a small file takes, far below what a hostile length asks.
 const MAX_ALLOCATION: usize = 16 << 20;
 
-/// The system's allocator; remembers the largest request.
+/// The system's allocator; remembers each thread's largest request.
 struct Watching;
 
-static LARGEST: AtomicUsize = AtomicUsize::new(0);
+thread_local! {
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
+}
 
 // SAFETY: every call is passed on to the system's allocator unchanged.
 #[allow(unsafe_code, reason = "a test can watch allocations in no other way")]
 unsafe impl GlobalAlloc for Watching {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+        LARGEST.set(LARGEST.get().max(layout.size()));
         // SAFETY: the caller's promises are the system allocator's.
         unsafe { System.alloc(layout) }
     }
@@ -55,10 +58,11 @@ fn small_gguf() -> (Vec<u8>, usize) {
 
 /// Loads and checks that no allocation was out of proportion.
 fn load_watched(files: &ModelFiles) -> Result<(), String> {
+    LARGEST.set(0);
     let result = load(files)
         .map(|_| ())
         .map_err(|error| format!("{error:#}"));
-    let largest = LARGEST.load(Ordering::Relaxed);
+    let largest = LARGEST.get();
     assert!(
         largest <= MAX_ALLOCATION,
         "{largest} bytes at once: {result:?}"
@@ -106,6 +110,39 @@ fn a_gguf_with_hostile_lengths_is_an_error() {
             header[at..at + 8].copy_from_slice(&value.to_le_bytes());
             // Some hits only change a number or a name's spelling: any answer will do.
             let _ = load_header(&path, &header, file.len());
+        }
+    }
+}
+
+#[test]
+fn hostile_numbers_in_the_settings_are_errors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut model = Synthetic::new(Architecture::Llama, &[GgmlDType::F32]);
+    let path = folder.path().join("hostile.gguf");
+    for index in 0..model.metadata.len() {
+        let (key, original) = model.metadata[index].clone();
+        if !matches!(original, Value::U32(_)) {
+            continue;
+        }
+        for hostile in [0xffff_fffe, 1 << 31, 0] {
+            model.metadata[index].1 = Value::U32(hostile);
+            let result = load_gguf(&path, &model.gguf());
+            // Token 0 may well end a generation.
+            let is_id = key.ends_with("token_id") && hostile == 0;
+            assert!(result.is_err() || is_id, "{key} = {hostile}");
+        }
+        model.metadata[index].1 = original;
+    }
+    let config = model.config.clone();
+    for (key, original) in config.as_object().expect("an object") {
+        for hostile in [u64::MAX, 1 << 40, 0] {
+            if original.is_u64() {
+                model.config[key] = hostile.into();
+                model.write_folder(folder.path());
+                let result = load_watched(&ModelFiles::Folder(folder.path().to_owned()));
+                assert!(result.is_err(), "{key} = {hostile}");
+                model.config = config.clone();
+            }
         }
     }
 }
@@ -192,7 +229,7 @@ fn an_index_cannot_leave_the_folder_or_promise_what_is_not_there() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_damage_to_a_gguf_header_never_panics(at in 0usize..6000, bytes in any::<[u8; 4]>()) {

@@ -8,6 +8,8 @@ use std::f32::consts::PI;
 use anyhow::{Result, ensure};
 use candle_transformers::models::llama::Llama3RopeConfig;
 
+use super::spec::MAX_HEAD_DIM;
+
 /// `theta ^ (-2 i / head_dim)` for each pair. (head_dim / 2)
 pub(super) fn inverse_frequencies(theta: f64, head_dim: usize) -> Result<Vec<f32>> {
     ensure!(
@@ -15,8 +17,8 @@ pub(super) fn inverse_frequencies(theta: f64, head_dim: usize) -> Result<Vec<f32
         "its rope base (theta) is {theta}"
     );
     ensure!(
-        head_dim.is_multiple_of(2),
-        "rope needs an even head dimension, it is {head_dim}"
+        head_dim.is_multiple_of(2) && (2..=MAX_HEAD_DIM).contains(&head_dim),
+        "rope needs an even head dimension up to {MAX_HEAD_DIM}, it is {head_dim}"
     );
     Ok((0..head_dim)
         .step_by(2)

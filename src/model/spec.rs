@@ -5,6 +5,9 @@
 
 use anyhow::{Result, ensure};
 
+/// Far above any model's; settings are untrusted, and tables of this length are made from them.
+pub(super) const MAX_HEAD_DIM: usize = 1 << 12;
+
 /// A decoder-only transformer: embedding, `num_layers` times (attention, MLP), norm, head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
@@ -119,7 +122,7 @@ impl ModelSpec {
             ("number of layers", self.num_layers, 1 << 10),
             ("number of heads", self.num_heads, 1 << 12),
             ("number of KV heads", self.num_kv_heads, 1 << 12),
-            ("head dimension", self.head_dim, 1 << 12),
+            ("head dimension", self.head_dim, MAX_HEAD_DIM),
             ("MLP width", self.intermediate_size, 1 << 20),
             ("number of positions", self.max_positions, 1 << 30),
             ("sliding window", self.sliding_window.unwrap_or(1), 1 << 30),
