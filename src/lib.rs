@@ -14,6 +14,7 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod kernels;
 pub mod kv_cache;
 pub mod model;
 pub mod runner;

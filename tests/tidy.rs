@@ -13,7 +13,7 @@ struct Rule {
 
 const TENSORS: &[&str] = &["candle_core", "candle_nn", "candle_transformers"];
 
-const RULES: [Rule; 7] = [
+const RULES: [Rule; 8] = [
     Rule {
         folder: "server",
         may_use: &["engine", "text", "config"],
@@ -52,8 +52,19 @@ const RULES: [Rule; 7] = [
         never_crates: &["axum"],
     },
     Rule {
+        folder: "kernels",
+        may_use: &[],
+        never_crates: &[
+            "axum",
+            "tokio",
+            "candle_core",
+            "candle_nn",
+            "candle_transformers",
+        ],
+    },
+    Rule {
         folder: "runner",
-        may_use: &["model"],
+        may_use: &["model", "kernels"],
         never_crates: &["axum", "tokio"],
     },
     Rule {

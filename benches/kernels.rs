@@ -1,0 +1,361 @@
+//! Speed of the products and of attention, beside ceilings measured in the same run.
+//!
+//! `cargo bench --bench kernels [-- FILTER]`, threads from `NUM_THREADS`. Every number is the best of
+//! several repeats: what the code can do when the machine lets it.
+
+// For the ceiling of the multiplier, which only intrinsics reach.
+#![allow(unsafe_code)]
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use candlepower::kernels::{
+    Activations, AttentionBatch, AttentionPlan, AttentionShape, Compute, Epilogue, Isa, KvShape,
+    KvStorage, Needs, PackedMatrix, PanelFormat, Pool, SourceFormat, SourceMatrix, attend, matmul,
+};
+
+const FORMATS: [(GgmlDType, SourceFormat); 11] = [
+    (GgmlDType::Q4_0, SourceFormat::Q4_0),
+    (GgmlDType::Q4_1, SourceFormat::Q4_1),
+    (GgmlDType::Q5_0, SourceFormat::Q5_0),
+    (GgmlDType::Q5_1, SourceFormat::Q5_1),
+    (GgmlDType::Q8_0, SourceFormat::Q8_0),
+    (GgmlDType::Q4K, SourceFormat::Q4K),
+    (GgmlDType::Q5K, SourceFormat::Q5K),
+    (GgmlDType::Q6K, SourceFormat::Q6K),
+    (GgmlDType::BF16, SourceFormat::Bf16),
+    (GgmlDType::F16, SourceFormat::F16),
+    (GgmlDType::F32, SourceFormat::F32),
+];
+/// Inputs of the matrices: SmolLM2's widest product.
+const INPUTS: usize = 1536;
+/// Larger than the caches.
+const MATRIX_BYTES: usize = 96 << 20;
+const ROWS: [usize; 7] = [1, 2, 4, 8, 16, 64, 256];
+
+fn main() {
+    let filter = std::env::args()
+        .skip(1)
+        .find(|arg| !arg.starts_with('-'))
+        .unwrap_or_default();
+    let threads = std::env::var("NUM_THREADS")
+        .ok()
+        .and_then(|n| n.parse().ok());
+    let threads = threads.or(std::thread::available_parallelism().ok().map(|n| n.get()));
+    let threads = threads.unwrap_or(1);
+    for isa in Isa::ALL.into_iter().rev().filter(|isa| isa.is_available()) {
+        let compute = Compute::new(isa, Pool::new(threads).expect("threads"));
+        let bandwidth = bandwidth(&compute);
+        println!(
+            "\n{isa}, {threads} threads; memory read at {:.1} GB/s",
+            bandwidth / 1e9
+        );
+        let ceilings = Ceilings::measure(&compute);
+        println!(
+            "ceilings: 4-bit codes {:.0} GMAC/s, bytes {:.0}, f32 {:.0}",
+            ceilings.nibbles, ceilings.bytes, ceilings.f32
+        );
+        for (dtype, format) in FORMATS {
+            if format!("{isa} {format:?}").contains(&filter) {
+                measure_product(&compute, dtype, format, &ceilings, bandwidth);
+            }
+        }
+        if format!("{isa} attention").contains(&filter) {
+            measure_attention(&compute);
+        }
+    }
+}
+
+/// The best time of several calls, after one to warm up.
+fn best(repeats: usize, mut f: impl FnMut()) -> Duration {
+    f();
+    let time = |_| {
+        let start = Instant::now();
+        f();
+        start.elapsed()
+    };
+    (0..repeats).map(time).min().expect("a repeat")
+}
+
+fn measure_product(
+    compute: &Compute,
+    dtype: GgmlDType,
+    format: SourceFormat,
+    ceilings: &Ceilings,
+    bandwidth: f64,
+) {
+    const DISTINCT_ROWS: usize = 64;
+    let values: Vec<f32> = (0..DISTINCT_ROWS * INPUTS)
+        .map(|i| (i as f32 * 0.37).sin())
+        .collect();
+    let values = Tensor::from_vec(values, (DISTINCT_ROWS, INPUTS), &Device::Cpu).expect("values");
+    let stored = QTensor::quantize(&values, dtype).expect("quantised");
+    let bytes = stored.data().expect("bytes");
+    let outputs = MATRIX_BYTES / (bytes.len() / DISTINCT_ROWS) / 16 * 16;
+    let source = SourceMatrix {
+        format,
+        bytes: &bytes,
+        inputs: INPUTS,
+        transposed_outputs: None,
+    };
+    let panel_format = PanelFormat::of(format);
+    let repeated = |row| row % DISTINCT_ROWS;
+    let matrix = [PackedMatrix::pack(
+        compute,
+        &source,
+        panel_format,
+        outputs,
+        repeated,
+    )];
+    let ceiling = match panel_format {
+        PanelFormat::F32 | PanelFormat::F16 | PanelFormat::Bf16 => ceilings.f32,
+        PanelFormat::Q8 => ceilings.bytes,
+        _ => ceilings.nibbles,
+    };
+    // Many rows are limited by arithmetic; a small matrix shows it in times too short for others to
+    // interrupt.
+    let small = MATRIX_BYTES / 128 / (bytes.len() / DISTINCT_ROWS) / 16 * 16;
+    let small = [PackedMatrix::pack(
+        compute,
+        &source,
+        panel_format,
+        small,
+        repeated,
+    )];
+    for rows in ROWS {
+        let matrix = if rows < 8 { &matrix } else { &small };
+        let outputs = matrix[0].outputs();
+        let x = activations(compute, rows);
+        let mut y = vec![0.0; rows * outputs];
+        let time = best(8, || {
+            matmul(compute, matrix, None, &x, (Epilogue::Store, &mut y));
+        });
+        black_box(&y);
+        let per_second = |amount: usize| amount as f64 / time.as_secs_f64() / 1e9;
+        let macs = per_second(rows * outputs * INPUTS);
+        let read = per_second(matrix[0].num_bytes());
+        println!(
+            "{format:?}\t{rows:3} rows\t{macs:6.1} GMAC/s, {:3.0} %\t{read:5.1} GB/s, {:3.0} %",
+            100.0 * macs / ceiling,
+            100.0 * read * 1e9 / bandwidth,
+        );
+    }
+}
+
+fn activations(compute: &Compute, rows: usize) -> Activations {
+    let mut x = Activations::default();
+    x.resize(rows, INPUTS);
+    for (i, value) in x.values_mut().iter_mut().enumerate() {
+        *value = (i as f32 * 0.73).sin();
+    }
+    x.quantize(
+        compute,
+        Needs {
+            values: true,
+            codes: true,
+        },
+    );
+    x
+}
+
+/// Bytes a second that all threads read from memory.
+fn bandwidth(compute: &Compute) -> f64 {
+    let data = vec![1u64; MATRIX_BYTES / 8 * 2];
+    let time = best(5, || {
+        compute.pool().for_each(data.len(), 1 << 16, |range| {
+            let mut sums = [0u64; 32];
+            for chunk in data[range].as_chunks::<32>().0 {
+                for (sum, value) in sums.iter_mut().zip(chunk) {
+                    *sum ^= value;
+                }
+            }
+            black_box(sums);
+        });
+    });
+    size_of_val(data.as_slice()) as f64 / time.as_secs_f64()
+}
+
+/// Most multiplications and additions a second, of all threads, in 10^9.
+struct Ceilings {
+    nibbles: f64,
+    bytes: f64,
+    f32: f64,
+}
+
+impl Ceilings {
+    fn measure(compute: &Compute) -> Self {
+        const ITERATIONS: usize = 200_000;
+        let threads = compute.pool().num_threads();
+        let measure = |kernel: fn(usize) -> usize| {
+            let mut macs = 0;
+            let time = best(20, || {
+                let parts = std::sync::atomic::AtomicUsize::new(0);
+                compute.pool().for_each(threads * 16, 1, |_| {
+                    parts.fetch_add(
+                        kernel(ITERATIONS / 16),
+                        std::sync::atomic::Ordering::Relaxed,
+                    );
+                });
+                macs = parts.into_inner();
+            });
+            macs as f64 / time.as_secs_f64() / 1e9
+        };
+        Self {
+            nibbles: measure(peak::nibbles),
+            bytes: measure(peak::bytes),
+            f32: measure(peak::f32),
+        }
+    }
+}
+
+/// Loops in registers alone; each returns its multiplications.
+#[cfg(target_arch = "x86_64")]
+mod peak {
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    pub fn nibbles(iterations: usize) -> usize {
+        assert!(is_x86_feature_detected!("avx2"));
+        // SAFETY: as checked.
+        unsafe { nibbles_avx2(iterations) }
+    }
+
+    pub fn bytes(iterations: usize) -> usize {
+        assert!(is_x86_feature_detected!("avx2"));
+        // SAFETY: as checked.
+        unsafe { bytes_avx2(iterations) }
+    }
+
+    pub fn f32(iterations: usize) -> usize {
+        assert!(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"));
+        // SAFETY: as checked.
+        unsafe { f32_avx2(iterations) }
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn nibbles_avx2(iterations: usize) -> usize {
+        let (a, b) = (
+            _mm256_set1_epi8(black_box(3)),
+            _mm256_set1_epi8(black_box(5)),
+        );
+        let mut sums = [_mm256_setzero_si256(); 8];
+        let mut a = a;
+        for _ in 0..iterations {
+            // Changes each time, so that the product is not taken out of the loop.
+            a = _mm256_xor_si256(a, b);
+            for sum in &mut sums {
+                *sum = _mm256_add_epi16(_mm256_maddubs_epi16(a, black_register(b)), *sum);
+            }
+        }
+        black_box(sums);
+        iterations * 8 * 32
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn bytes_avx2(iterations: usize) -> usize {
+        let (mut a, b) = (
+            _mm256_set1_epi8(black_box(3)),
+            _mm256_set1_epi8(black_box(5)),
+        );
+        let ones = _mm256_set1_epi16(1);
+        let mut sums = [_mm256_setzero_si256(); 8];
+        for _ in 0..iterations {
+            a = _mm256_xor_si256(a, b);
+            for sum in &mut sums {
+                let product = _mm256_maddubs_epi16(a, black_register(b));
+                *sum = _mm256_add_epi32(_mm256_madd_epi16(product, ones), *sum);
+            }
+        }
+        black_box(sums);
+        iterations * 8 * 32
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    fn f32_avx2(iterations: usize) -> usize {
+        let (a, b) = (
+            _mm256_set1_ps(black_box(1e-3)),
+            _mm256_set1_ps(black_box(0.5)),
+        );
+        let mut sums = [_mm256_setzero_ps(); 10];
+        for _ in 0..iterations {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(a, b, *sum);
+            }
+        }
+        black_box(sums);
+        iterations * 10 * 8
+    }
+
+    /// A copy that the compiler must not see through, at no cost.
+    #[target_feature(enable = "avx2")]
+    fn black_register(mut x: __m256i) -> __m256i {
+        // SAFETY: an empty instruction that claims to change one register.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(ymm_reg) x, options(nomem, nostack, preserves_flags))
+        };
+        x
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod peak {
+    /// Unknown here: shares come out as 0 %.
+    pub fn nibbles(_: usize) -> usize {
+        usize::MAX >> 16
+    }
+    pub use {nibbles as bytes, nibbles as f32};
+}
+
+fn measure_attention(compute: &Compute) {
+    let shape = AttentionShape {
+        num_heads: 9,
+        num_kv_heads: 3,
+        head_dim: 64,
+        sliding_window: None,
+        block_size: 32,
+    };
+    let width = (9 + 2 * 3) * 64;
+    for context in [128usize, 1024, 4096] {
+        for (sequences, queries) in [(1usize, 1usize), (16, 1), (1, 128)] {
+            let blocks = context / shape.block_size;
+            let mut kv = KvStorage::new(KvShape {
+                num_kv_heads: 3,
+                head_dim: 64,
+                num_slots: sequences * context,
+            });
+            let rows: Vec<f32> = (0..sequences * context * width)
+                .map(|i| (i as f32).sin())
+                .collect();
+            let slots: Vec<u32> = (0..(sequences * context) as u32).collect();
+            kv.write(compute, &slots, &rows, (width, 9 * 64));
+            let first = (context - queries) as u32;
+            let positions: Vec<u32> = (0..sequences).flat_map(|_| first..context as u32).collect();
+            let q_start: Vec<u32> = (0..=sequences).map(|s| (s * queries) as u32).collect();
+            let tables: Vec<u32> = (0..(sequences * blocks) as u32).collect();
+            let starts: Vec<u32> = (0..=sequences).map(|s| (s * blocks) as u32).collect();
+            let batch = AttentionBatch {
+                positions: &positions,
+                q_start: &q_start,
+                block_tables: &tables,
+                block_table_start: &starts,
+            };
+            let mut plan = AttentionPlan::default();
+            plan.set(&shape, &batch);
+            let mut out = vec![0.0; positions.len() * 9 * 64];
+            let q = &rows[..positions.len() * width];
+            let time = best(20, || {
+                attend(compute, &shape, (&plan, &batch), &kv, (q, width), &mut out);
+            });
+            black_box(&out);
+            let pairs: usize = positions.iter().map(|p| *p as usize + 1).sum();
+            println!(
+                "attention\t{sequences} x {queries} queries, context {context}\t{:8.1} us\t{:5.1} GMAC/s\t{:5.1} GB/s",
+                time.as_secs_f64() * 1e6,
+                (pairs * 9 * 64 * 2) as f64 / time.as_secs_f64() / 1e9,
+                (sequences * context * 3 * 64 * 4) as f64 / time.as_secs_f64() / 1e9,
+            );
+        }
+    }
+}

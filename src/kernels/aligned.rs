@@ -1,0 +1,38 @@
+//! Memory that starts at a cache line and costs nothing until it is written.
+
+use std::ops::{Deref, DerefMut};
+
+const ALIGNMENT: usize = 64;
+
+/// A fixed number of zeros at first.
+///
+/// An aligned allocation would be written with zeros at once; this one comes as untouched pages
+/// from the system, and skips what lies before the first boundary.
+#[derive(Debug)]
+pub(super) struct Aligned<T> {
+    buffer: Vec<T>,
+    start: usize,
+    len: usize,
+}
+
+impl<T: Copy + Default> Aligned<T> {
+    pub fn zeros(len: usize) -> Self {
+        let buffer = vec![T::default(); len + ALIGNMENT / size_of::<T>()];
+        let start = buffer.as_ptr().align_offset(ALIGNMENT);
+        Self { buffer, start, len }
+    }
+}
+
+impl<T> Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.buffer[self.start..self.start + self.len]
+    }
+}
+
+impl<T> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.buffer[self.start..self.start + self.len]
+    }
+}

@@ -1,0 +1,74 @@
+//! Which instructions the kernels use, known only when the program runs.
+
+use std::fmt;
+
+/// An instruction set that kernels are written for, from narrow to wide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// What every machine of the target has; the compiler vectorises what it can.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+}
+
+impl Isa {
+    /// All of them, whether or not this machine has them.
+    pub const ALL: [Self; 2] = [Self::Portable, Self::Avx2];
+
+    /// The widest that this machine has.
+    pub fn detect() -> Self {
+        let available = Self::ALL.into_iter().rfind(|isa| isa.is_available());
+        available.unwrap_or(Self::Portable)
+    }
+
+    /// Whether this machine can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 => false,
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+        })
+    }
+}
+
+/// Defines a function whose body is compiled once for each instruction set; its first argument says
+/// which one runs. The body is plain code that the compiler vectorises: without fused
+/// multiply-adds, so that all versions give the same bits.
+macro_rules! for_each_isa {
+    ($(#[$attribute:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$attribute])*
+        $vis fn $name(isa: $crate::kernels::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn portable($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                portable($($arg),*)
+            }
+
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: whoever holds this value made sure that the machine has it; see Compute.
+                $crate::kernels::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => portable($($arg),*),
+            }
+        }
+    };
+}
+pub(super) use for_each_isa;

@@ -1,0 +1,202 @@
+//! `y = x W^T` over packed weights, and what is done with a result while it is at hand.
+//!
+//! Panels are the outer loop: a thread takes some, and multiplies each with all rows, so that a step
+//! reads every weight once. Within a panel, groups of inputs are the outer loop: each is unpacked for
+//! all rows. A result is one chain of additions over the groups, in their order, whatever the batch.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod portable;
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::activations::{Activations, Needs};
+use super::elementwise::Activation;
+use super::packed::{PANEL_ROWS, PackedMatrix, Panel};
+use super::shared::SharedMut;
+use super::{Compute, Isa};
+
+/// Most rows that a panel is multiplied with at once: their sums stay in the first cache.
+const MAX_ROWS: usize = 64;
+
+/// Results of some rows for one panel. (rows, 16)
+type Sums = [[f32; PANEL_ROWS]];
+
+/// What becomes of the results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    Store,
+    /// Added to what is there: the residual stream.
+    Add,
+}
+
+/// Multiplies the rows of `x` with matrices whose outputs follow one another, adds the bias, and
+/// stores or adds the results to `y` (num_rows, outputs of all parts).
+///
+/// # Panics
+/// If sizes do not fit, or `x` lacks the form that a part multiplies ([`needs`]).
+pub fn matmul(
+    compute: &Compute,
+    parts: &[PackedMatrix],
+    bias: Option<&[f32]>,
+    x: &Activations,
+    (epilogue, y): (Epilogue, &mut [f32]),
+) {
+    let width: usize = parts.iter().map(PackedMatrix::outputs).sum();
+    assert!(
+        parts.iter().all(|part| part.inputs() == x.row_len()),
+        "bug: rows of {}",
+        x.row_len()
+    );
+    assert_eq!(y.len(), x.num_rows() * width, "bug: room for the results");
+    assert!(
+        bias.is_none_or(|bias| bias.len() == width),
+        "bug: a bias for each output"
+    );
+    let y = SharedMut::new(y);
+    let num_panels = parts.iter().map(PackedMatrix::num_panels).sum();
+    let (isa, pool) = (compute.isa(), compute.pool());
+    pool.for_each(num_panels, pool.chunk_of(num_panels), |panels| {
+        for panel in panels {
+            let (part, index, part_column) = locate(parts, panel);
+            let column = part_column + index * PANEL_ROWS;
+            let len = PANEL_ROWS.min(part_column + part.outputs() - column);
+            let panel = part.panel(index);
+            for_rows::<1>(x.num_rows(), |rows, [sums]| {
+                multiply(isa, &panel, x, rows.start, sums);
+                for (row, results) in rows.zip(sums) {
+                    // SAFETY: each panel is visited once; these columns of y are its own.
+                    let y = unsafe { y.part(row * width + column..row * width + column + len) };
+                    let bias = bias.map(|bias| &bias[column..column + len]);
+                    finish(epilogue, &results[..len], bias, y);
+                }
+            });
+        }
+    });
+}
+
+/// `activation(x G^T + b) * (x U^T + c)`, to `y` (num_rows, outputs); `biases` is b, then c.
+///
+/// # Panics
+/// As [`matmul`], and if the matrices differ in size.
+pub fn matmul_gated(
+    compute: &Compute,
+    (gate, up): (&PackedMatrix, &PackedMatrix),
+    biases: Option<&[f32]>,
+    activation: Activation,
+    x: &Activations,
+    y: &mut [f32],
+) {
+    let width = gate.outputs();
+    for matrix in [gate, up] {
+        assert_eq!(
+            (matrix.inputs(), matrix.outputs()),
+            (x.row_len(), width),
+            "bug: sizes"
+        );
+    }
+    assert_eq!(y.len(), x.num_rows() * width, "bug: room for the results");
+    assert!(
+        biases.is_none_or(|biases| biases.len() == 2 * width),
+        "bug: two biases an output"
+    );
+    let y = SharedMut::new(y);
+    let num_panels = gate.num_panels();
+    let (isa, pool) = (compute.isa(), compute.pool());
+    pool.for_each(num_panels, pool.chunk_of(num_panels), |panels| {
+        for index in panels {
+            let column = index * PANEL_ROWS;
+            let len = PANEL_ROWS.min(width - column);
+            let (gate, up) = (gate.panel(index), up.panel(index));
+            for_rows::<2>(x.num_rows(), |rows, [gates, ups]| {
+                multiply(isa, &gate, x, rows.start, gates);
+                multiply(isa, &up, x, rows.start, ups);
+                if let Some(biases) = biases {
+                    add_to_rows(gates, &biases[column..column + len]);
+                    add_to_rows(ups, &biases[width + column..width + column + len]);
+                }
+                activation.apply_gate(isa, gates.as_flattened_mut(), ups.as_flattened());
+                for (row, results) in rows.zip(gates) {
+                    // SAFETY: each panel is visited once; these columns of y are its own.
+                    let y = unsafe { y.part(row * width + column..row * width + column + len) };
+                    y.copy_from_slice(&results[..len]);
+                }
+            });
+        }
+    });
+}
+
+/// Which form of the activations these matrices multiply.
+pub fn needs<'a>(matrices: impl IntoIterator<Item = &'a PackedMatrix>) -> Needs {
+    let mut needs = Needs::default();
+    for matrix in matrices {
+        match matrix.format().is_dense() {
+            true => needs.values = true,
+            false => needs.codes = true,
+        }
+    }
+    needs
+}
+
+/// The part that has panel `index` of all parts, its own index of that panel, and its first column.
+fn locate(parts: &[PackedMatrix], mut index: usize) -> (&PackedMatrix, usize, usize) {
+    let mut column = 0;
+    for part in parts {
+        if index < part.num_panels() {
+            return (part, index, column);
+        }
+        index -= part.num_panels();
+        column += part.outputs();
+    }
+    panic!("bug: a panel beyond the last");
+}
+
+/// Splits rows into runs of at most `MAX_ROWS`, each with `N` buffers of zeros.
+fn for_rows<const N: usize>(num_rows: usize, mut f: impl FnMut(Range<usize>, [&mut Sums; N])) {
+    thread_local! {
+        static SUMS: RefCell<Vec<[f32; PANEL_ROWS]>> = const { RefCell::new(Vec::new()) };
+    }
+    SUMS.with_borrow_mut(|sums| {
+        for start in (0..num_rows).step_by(MAX_ROWS) {
+            let rows = start..num_rows.min(start + MAX_ROWS);
+            sums.clear();
+            sums.resize(N * rows.len(), [0.0; PANEL_ROWS]);
+            let mut buffers = sums.chunks_exact_mut(rows.len());
+            f(
+                rows,
+                std::array::from_fn(|_| buffers.next().expect("bug: N buffers")),
+            );
+        }
+    });
+}
+
+/// Rows from `first` on times one panel, as many as there are sums, which are zeros at first.
+fn multiply(isa: Isa, panel: &Panel<'_>, x: &Activations, first: usize, sums: &mut Sums) {
+    match isa {
+        Isa::Portable => portable::multiply(panel, x, first, sums),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a Compute holds only an instruction set that the machine has.
+        Isa::Avx2 => unsafe { avx2::multiply(panel, x, first, sums) },
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2 => unreachable!("bug: AVX2 on another architecture"),
+    }
+}
+
+fn finish(epilogue: Epilogue, results: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    for (i, (y, result)) in y.iter_mut().zip(results).enumerate() {
+        let result = result + bias.map_or(0.0, |bias| bias[i]);
+        *y = match epilogue {
+            Epilogue::Store => result,
+            Epilogue::Add => *y + result,
+        };
+    }
+}
+
+fn add_to_rows(sums: &mut Sums, bias: &[f32]) {
+    for row in sums {
+        for (value, bias) in row.iter_mut().zip(bias) {
+            *value += bias;
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! The arithmetic of a decoder on a CPU: slices in, slices out.
+//!
+//! Nothing here knows candle, a model file or a batch of requests. Every kernel has a portable
+//! version, which is also its reference, and versions for wider instruction sets, chosen at run
+//! time ([`Isa`]). A result row never depends on which other rows are computed with it nor on the
+//! number of threads, not even in its last bit.
+//!
+//! This is the one part of the crate that may use `unsafe`: for intrinsics, and for handing
+//! disjoint parts of one slice to several threads.
+#![allow(unsafe_code)]
+
+mod activations;
+mod aligned;
+mod attention;
+mod blocks;
+mod elementwise;
+mod isa;
+mod kv_storage;
+mod math;
+mod matmul;
+mod packed;
+mod pool;
+mod shared;
+
+pub use activations::{Activations, CODE_GROUP, GroupScale, Needs};
+pub use attention::{AttentionBatch, AttentionPlan, AttentionShape, attend};
+pub use blocks::SourceFormat;
+pub use elementwise::{Activation, HeadTransform, NormKind, Rotation, activate, embed, normalize};
+pub use isa::Isa;
+pub use kv_storage::{KvShape, KvStorage, TILE_TOKENS};
+pub use matmul::{Epilogue, matmul, matmul_gated, needs};
+pub use packed::{PackedMatrix, PanelFormat, SourceMatrix};
+pub use pool::Pool;
+
+/// What kernels run on: an instruction set that this machine has, and threads.
+#[derive(Debug)]
+pub struct Compute {
+    isa: Isa,
+    pool: Pool,
+}
+
+impl Compute {
+    /// # Panics
+    /// If this machine lacks `isa`: to run its instructions would be undefined behaviour.
+    pub fn new(isa: Isa, pool: Pool) -> Self {
+        assert!(isa.is_available(), "bug: this machine has no {isa}");
+        Self { isa, pool }
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+}
