@@ -1,6 +1,7 @@
 //! Runs a model over a ragged batch. The seam between scheduling (integers) and tensors.
 
 pub mod candle;
+pub mod cpu;
 mod embedding;
 mod kv_pool;
 mod linear;

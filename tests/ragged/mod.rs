@@ -9,11 +9,12 @@ use candlepower::runner::{BlockCopy, RaggedBatch, Runner};
 
 /// Small, so that every prompt spans several blocks.
 pub const BLOCK_SIZE: usize = 4;
-const NUM_BLOCKS: usize = 512;
+pub const NUM_BLOCKS: usize = 512;
 
 /// A runner and the blocks that no sequence has.
 pub struct Driver {
-    runner: CandleRunner,
+    runner: Box<dyn Runner>,
+    block_size: usize,
     free_blocks: Vec<u32>,
 }
 
@@ -30,13 +31,20 @@ pub fn load_folder(name: &str) -> LoadedModel {
 }
 
 impl Driver {
+    /// Drives the reference runner.
     pub fn new(model: &LoadedModel) -> Self {
         let (spec, weights) = (&model.spec, &model.weights);
         let runner = CandleRunner::new(spec, weights, &Device::Cpu, NUM_BLOCKS, BLOCK_SIZE);
+        Self::drive(Box::new(runner.expect("a runner")), BLOCK_SIZE)
+    }
+
+    /// Drives a runner of `NUM_BLOCKS` blocks.
+    pub fn drive(runner: Box<dyn Runner>, block_size: usize) -> Self {
         // An order without neighbours: 5 and 512 have no common factor.
         let order = (0..NUM_BLOCKS).map(|i| (i * 5 + 3) % NUM_BLOCKS);
         Self {
-            runner: runner.expect("a runner"),
+            runner,
+            block_size,
             free_blocks: order.map(|block| block as u32).collect(),
         }
     }
@@ -60,16 +68,16 @@ impl Driver {
         };
         for (sequence, tokens) in work.iter_mut() {
             for &token in *tokens {
-                if sequence.len.is_multiple_of(BLOCK_SIZE) {
+                if sequence.len.is_multiple_of(self.block_size) {
                     sequence.table.push(self.allocate());
                 }
-                let block = sequence.table[sequence.len / BLOCK_SIZE] as usize;
+                let block = sequence.table[sequence.len / self.block_size] as usize;
                 batch.logit_rows.push(batch.token_ids.len() as u32);
                 batch.token_ids.push(token);
                 batch.positions.push(sequence.len as u32);
                 batch
                     .slots
-                    .push((block * BLOCK_SIZE + sequence.len % BLOCK_SIZE) as u32);
+                    .push((block * self.block_size + sequence.len % self.block_size) as u32);
                 sequence.len += 1;
             }
             batch.q_start.push(batch.token_ids.len() as u32);

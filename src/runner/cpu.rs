@@ -1,0 +1,208 @@
+//! The fast runner for CPUs: packed weights, 8-bit activations, fused steps between the products.
+//!
+//! Weights are repacked one tensor at a time while they are read, so that a model is in memory once.
+//! All buffers are kept from step to step; a step allocates nothing once the largest batch has been
+//! seen. A row's logits have the same bits alone, in any batch, however its prompt was cut, and on
+//! any number of threads. Quantised weights multiply activations of 8 bits, so logits differ a
+//! little from [`super::candle::CandleRunner`]'s; dense weights multiply f32.
+
+mod layer;
+mod linear;
+
+use anyhow::{Context, Result, ensure};
+
+use self::layer::{Layer, Norm};
+use self::linear::pack_table;
+use super::{Logits, RaggedBatch, Runner, memory};
+use crate::kernels::{
+    Activations, AttentionBatch, AttentionPlan, AttentionShape, Compute, Epilogue, Isa, KvShape,
+    PackedMatrix, Pool, Rotation, TILE_TOKENS, embed, matmul, needs,
+};
+use crate::model::{ModelSpec, Positions, StoredTensor, Weights};
+
+/// A model, its KV storage and the buffers of a step.
+#[derive(Debug)]
+pub struct CpuRunner {
+    spec: ModelSpec,
+    compute: Compute,
+    token_embedding: PackedMatrix, // (vocab_size, hidden_size)
+    position_embedding: Option<PackedMatrix>, // (max_positions, hidden_size)
+    layers: Vec<Layer>,
+    final_norm: Norm,
+    /// `None`: the token embedding is the head.
+    head: Option<PackedMatrix>, // (vocab_size, hidden_size)
+    attention: AttentionShape,
+    scratch: Scratch,
+    logits: Logits,
+}
+
+/// Buffers that a step fills, layer after layer.
+#[derive(Debug, Default)]
+struct Scratch {
+    /// The residual stream. (tokens, hidden_size)
+    x: Vec<f32>,
+    normed: Activations,
+    qkv: Vec<f32>, // (tokens, qkv_features)
+    attended: Activations,
+    inner: Activations,
+    rotation: Option<Rotation>,
+    plan: AttentionPlan,
+}
+
+/// Bytes of K and V that one token takes in the storage of [`CpuRunner`].
+pub fn kv_bytes_per_token(spec: &ModelSpec) -> u64 {
+    let elements = kv_shape(spec, 0).elements_per_slot() * spec.num_layers;
+    (elements * size_of::<u16>()) as u64
+}
+
+fn kv_shape(spec: &ModelSpec, num_slots: usize) -> KvShape {
+    KvShape {
+        num_kv_heads: spec.num_kv_heads,
+        head_dim: spec.head_dim,
+        num_slots,
+    }
+}
+
+impl CpuRunner {
+    /// Packs the weights and sets up storage for `num_blocks` blocks of `block_size` tokens.
+    ///
+    /// Fails before it allocates if weights and storage cannot fit the free memory.
+    ///
+    /// # Panics
+    /// If this machine lacks `isa`.
+    pub fn new(
+        spec: &ModelSpec,
+        weights: &Weights,
+        (isa, num_threads): (Isa, usize),
+        num_blocks: usize,
+        block_size: usize,
+    ) -> Result<Self> {
+        ensure!(
+            block_size > 0 && block_size.is_multiple_of(TILE_TOKENS),
+            "blocks of {block_size} tokens are not possible, only multiples of {TILE_TOKENS}"
+        );
+        let num_slots = num_blocks
+            .checked_mul(block_size)
+            .context("the KV cache is too large")?;
+        ensure!(
+            num_slots > 0 && u32::try_from(num_slots).is_ok(),
+            "a KV cache of {num_slots} tokens is not possible"
+        );
+        memory::ensure_free(
+            weights.tensors().map(linear::packed_bytes).sum(),
+            kv_bytes_per_token(spec).saturating_mul(num_slots as u64),
+        )?;
+        let pool = Pool::new(num_threads).context("cannot start the compute threads")?;
+        let compute = Compute::new(isa, pool);
+        let pack = |tensor: &StoredTensor| pack_table(&compute, tensor);
+        let layers = weights.layers.iter();
+        Ok(Self {
+            token_embedding: pack(&weights.token_embedding)?,
+            position_embedding: weights.position_embedding.as_ref().map(pack).transpose()?,
+            layers: layers
+                .map(|layer| Layer::load(&compute, spec, layer, kv_shape(spec, num_slots)))
+                .collect::<Result<_>>()?,
+            final_norm: Norm::load(spec, &weights.final_norm)?,
+            head: weights.head.as_ref().map(pack).transpose()?,
+            attention: AttentionShape {
+                num_heads: spec.num_heads,
+                num_kv_heads: spec.num_kv_heads,
+                head_dim: spec.head_dim,
+                sliding_window: spec.sliding_window,
+                block_size,
+            },
+            scratch: Scratch::default(),
+            logits: Logits {
+                values: Vec::new(),
+                vocab_size: spec.vocab_size,
+            },
+            spec: spec.clone(),
+            compute,
+        })
+    }
+
+    /// Bytes of the packed weights.
+    pub fn weight_bytes(&self) -> usize {
+        let tables = [&self.position_embedding, &self.head].into_iter().flatten();
+        let tables = tables
+            .chain([&self.token_embedding])
+            .map(PackedMatrix::num_bytes);
+        tables
+            .chain(self.layers.iter().map(Layer::weight_bytes))
+            .sum()
+    }
+
+    /// Embeds the tokens and prepares what all layers share.
+    fn begin_step(&mut self, batch: &RaggedBatch) {
+        let scratch = &mut self.scratch;
+        scratch
+            .x
+            .resize(batch.num_tokens() * self.spec.hidden_size, 0.0);
+        embed(
+            &self.compute,
+            (&self.token_embedding, &batch.token_ids),
+            self.position_embedding
+                .as_ref()
+                .map(|table| (table, batch.positions.as_slice())),
+            &mut scratch.x,
+        );
+        if let Positions::Rope(rope) = &self.spec.positions {
+            let rotation = scratch.rotation.get_or_insert_default();
+            rotation.set(&batch.positions, &rope.inverse_frequencies);
+        }
+        scratch.plan.set(&self.attention, &attention_batch(batch));
+    }
+
+    /// Logits of the wanted rows.
+    fn project(&mut self, batch: &RaggedBatch) {
+        let head = self.head.as_ref().unwrap_or(&self.token_embedding);
+        let Scratch { x, normed, .. } = &mut self.scratch;
+        normed.resize(batch.logit_rows.len(), self.spec.hidden_size);
+        let row_of = |i: usize| batch.logit_rows[i] as usize;
+        self.final_norm
+            .apply(&self.compute, (x, &row_of), (normed, needs([head])));
+        let head = std::slice::from_ref(head);
+        let logits = &mut self.logits.values;
+        matmul(&self.compute, head, None, normed, (Epilogue::Store, logits));
+    }
+}
+
+impl Runner for CpuRunner {
+    fn forward(&mut self, batch: &RaggedBatch) -> Result<&Logits> {
+        for layer in &mut self.layers {
+            for copy in &batch.copies {
+                layer.copy_block(copy, self.attention.block_size);
+            }
+        }
+        self.logits
+            .values
+            .resize(batch.logit_rows.len() * self.spec.vocab_size, 0.0);
+        if batch.num_tokens() > 0 {
+            self.begin_step(batch);
+            for layer in &mut self.layers {
+                layer.forward(
+                    &self.compute,
+                    &self.spec,
+                    &self.attention,
+                    batch,
+                    &mut self.scratch,
+                );
+            }
+            self.project(batch);
+        }
+        Ok(&self.logits)
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.spec.vocab_size
+    }
+}
+
+fn attention_batch(batch: &RaggedBatch) -> AttentionBatch<'_> {
+    AttentionBatch {
+        positions: &batch.positions,
+        q_start: &batch.q_start,
+        block_tables: &batch.block_tables,
+        block_table_start: &batch.block_table_start,
+    }
+}

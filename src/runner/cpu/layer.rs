@@ -1,0 +1,214 @@
+//! One decoder layer: norm, attention, residual, norm, MLP, residual.
+
+use anyhow::Result;
+
+use super::linear::{Linear, read_vector};
+use super::{Scratch, attention_batch};
+use crate::kernels::{
+    self, Activations, AttentionShape, Compute, Epilogue, HeadTransform, KvShape, KvStorage, Needs,
+    activate, attend, matmul_gated, normalize,
+};
+use crate::model::{Activation, LayerWeights, Mlp, ModelSpec, NormWeights, Positions, RopePairing};
+use crate::runner::{BlockCopy, RaggedBatch};
+
+/// The weights of a layer and its K and V.
+#[derive(Debug)]
+pub(super) struct Layer {
+    attention_norm: Norm,
+    qkv: Linear,
+    /// Of a query and a key head.
+    head_norms: Option<(Vec<f32>, Vec<f32>)>, // (head_dim)
+    output: Linear,
+    mlp_norm: Norm,
+    /// Gate and up, where the MLP is gated.
+    up: Linear,
+    down: Linear,
+    kv: KvStorage,
+}
+
+#[derive(Debug)]
+pub(super) struct Norm {
+    weight: Vec<f32>,       // (hidden_size)
+    bias: Option<Vec<f32>>, // (hidden_size)
+    eps: f32,
+}
+
+impl Norm {
+    pub fn load(spec: &ModelSpec, norm: &NormWeights) -> Result<Self> {
+        Ok(Self {
+            weight: read_vector(&norm.weight)?,
+            bias: norm.bias.as_ref().map(read_vector).transpose()?,
+            eps: spec.norm.eps as f32,
+        })
+    }
+
+    /// Normalises row `row_of(i)` of `x` as row `i` of `out`.
+    pub fn apply(
+        &self,
+        compute: &Compute,
+        x: (&[f32], &(dyn Fn(usize) -> usize + Sync)),
+        out: (&mut Activations, Needs),
+    ) {
+        let weight = &self.weight;
+        let kind = match &self.bias {
+            None => kernels::NormKind::Rms { weight },
+            Some(bias) => kernels::NormKind::Layer { weight, bias },
+        };
+        normalize(compute, kind, self.eps, x, out);
+    }
+}
+
+impl Layer {
+    pub fn load(
+        compute: &Compute,
+        spec: &ModelSpec,
+        weights: &LayerWeights,
+        kv: KvShape,
+    ) -> Result<Self> {
+        let in_order = &|row| row;
+        let head_norm = |weight: &Option<_>| weight.as_ref().map(read_vector).transpose();
+        let up = match spec.mlp {
+            Mlp::Gated(_) => Linear::load_halves(compute, &weights.up)?,
+            Mlp::Plain(_) => Linear::load(compute, &weights.up, in_order)?,
+        };
+        Ok(Self {
+            attention_norm: Norm::load(spec, &weights.attention_norm)?,
+            qkv: Linear::load(compute, &weights.qkv, &|row| stored_row(spec, row))?,
+            head_norms: head_norm(&weights.q_norm)?.zip(head_norm(&weights.k_norm)?),
+            output: Linear::load(compute, &weights.output, in_order)?,
+            mlp_norm: Norm::load(spec, &weights.mlp_norm)?,
+            up,
+            down: Linear::load(compute, &weights.down, in_order)?,
+            kv: KvStorage::new(kv),
+        })
+    }
+
+    /// Bytes of the packed matrices.
+    pub fn weight_bytes(&self) -> usize {
+        let linears = [&self.qkv, &self.output, &self.up, &self.down];
+        linears.into_iter().map(Linear::num_bytes).sum()
+    }
+
+    pub fn copy_block(&mut self, copy: &BlockCopy, block_size: usize) {
+        let first_slot = |block: u32| block as usize * block_size;
+        let (from, to) = (first_slot(copy.from_block), first_slot(copy.to_block));
+        self.kv.copy(from, to, copy.num_tokens as usize);
+    }
+
+    /// Adds to the residual stream what the layer makes of it.
+    pub fn forward(
+        &mut self,
+        compute: &Compute,
+        spec: &ModelSpec,
+        attention: &AttentionShape,
+        batch: &RaggedBatch,
+        scratch: &mut Scratch,
+    ) {
+        self.attend(compute, spec, attention, batch, scratch);
+        self.mlp(compute, spec, scratch);
+    }
+
+    fn attend(
+        &mut self,
+        compute: &Compute,
+        spec: &ModelSpec,
+        attention: &AttentionShape,
+        batch: &RaggedBatch,
+        scratch: &mut Scratch,
+    ) {
+        let num_tokens = batch.num_tokens();
+        let Scratch {
+            x,
+            normed,
+            qkv,
+            attended,
+            rotation,
+            plan,
+            ..
+        } = scratch;
+        normed.resize(num_tokens, spec.hidden_size);
+        self.attention_norm
+            .apply(compute, (x, &|row| row), (normed, self.qkv.needs()));
+        let width = spec.qkv_features();
+        qkv.resize(num_tokens * width, 0.0);
+        self.qkv.forward(compute, normed, (Epilogue::Store, qkv));
+        let heads = HeadTransform {
+            num_heads: spec.num_heads,
+            num_kv_heads: spec.num_kv_heads,
+            head_dim: spec.head_dim,
+            norms: self
+                .head_norms
+                .as_ref()
+                .map(|(q, k)| (&**q, &**k, spec.norm.eps as f32)),
+            rotation: rotation.as_ref(),
+        };
+        heads.apply(compute, qkv, width);
+        let queries = spec.num_heads * spec.head_dim;
+        self.kv.write(compute, &batch.slots, qkv, (width, queries));
+        attended.resize(num_tokens, queries);
+        let work = (&*plan, &attention_batch(batch));
+        attend(
+            compute,
+            attention,
+            work,
+            &self.kv,
+            (qkv, width),
+            attended.values_mut(),
+        );
+        attended.quantize(compute, self.output.needs());
+        self.output.forward(compute, attended, (Epilogue::Add, x));
+    }
+
+    fn mlp(&self, compute: &Compute, spec: &ModelSpec, scratch: &mut Scratch) {
+        let Scratch {
+            x, normed, inner, ..
+        } = scratch;
+        self.mlp_norm
+            .apply(compute, (x, &|row| row), (normed, self.up.needs()));
+        inner.resize(normed.num_rows(), spec.intermediate_size);
+        match (spec.mlp, self.up.parts.as_slice()) {
+            (Mlp::Gated(activation), [gate, up]) => {
+                let (activation, biases) = (kernel_of(activation), self.up.bias.as_deref());
+                let matrices = (gate, up);
+                matmul_gated(
+                    compute,
+                    matrices,
+                    biases,
+                    activation,
+                    normed,
+                    inner.values_mut(),
+                );
+                inner.quantize(compute, self.down.needs());
+            }
+            (Mlp::Plain(activation), _) => {
+                self.up
+                    .forward(compute, normed, (Epilogue::Store, inner.values_mut()));
+                activate(compute, kernel_of(activation), (inner, self.down.needs()));
+            }
+            (Mlp::Gated(_), parts) => panic!("bug: a gated MLP of {} matrices", parts.len()),
+        }
+        self.down.forward(compute, inner, (Epilogue::Add, x));
+    }
+}
+
+fn kernel_of(activation: Activation) -> kernels::Activation {
+    match activation {
+        Activation::Silu => kernels::Activation::Silu,
+        Activation::Gelu => kernels::Activation::Gelu,
+        Activation::GeluTanh => kernels::Activation::GeluTanh,
+    }
+}
+
+/// Where a file has the row that becomes row `row` of Q, K and V, for heads whose pairs are `i` and
+/// `i + head_dim / 2`: files for interleaved rotation have pairs side by side.
+fn stored_row(spec: &ModelSpec, row: usize) -> usize {
+    let is_rotated = row < (spec.num_heads + spec.num_kv_heads) * spec.head_dim;
+    match &spec.positions {
+        Positions::Rope(rope) if rope.pairing == RopePairing::Interleaved && is_rotated => {
+            let (head, element) = (row / spec.head_dim, row % spec.head_dim);
+            let half = spec.head_dim / 2;
+            head * spec.head_dim + element % half * 2 + element / half
+        }
+        _ => row,
+    }
+}

@@ -1,0 +1,251 @@
+//! The fast runner: against transformers and the reference runner, and against itself in other
+//! batches, chunks, threads and instruction sets.
+
+mod ragged;
+
+use std::path::Path;
+
+use candle_core::Device;
+use candlepower::kernels::Isa;
+use candlepower::model::{LoadedModel, ModelFiles, TokenizerFiles, load};
+use candlepower::runner::BlockCopy;
+use candlepower::runner::candle::CandleRunner;
+use candlepower::runner::cpu::CpuRunner;
+use candlepower::text::Tokenizer;
+use ragged::{Driver, NUM_BLOCKS, Sequence, argmax, load_folder, relative_error};
+use serde::Deserialize;
+
+const MODELS: [&str; 5] = [
+    "tiny-gpt2",
+    "tiny-llama",
+    "tiny-mistral",
+    "tiny-qwen2",
+    "tiny-qwen3",
+];
+const BLOCK_SIZE: usize = 16;
+/// Of a real model's logits, relative to the largest: 8-bit activations in every product, f16 in the
+/// cache. Measured at most 0.08; what separates the best two tokens is often less than that.
+const REAL_MODEL_TOLERANCE: f32 = 0.12;
+/// Of the tiny models' logits: their weights are dense f32, so only K and V are rounded, to f16.
+const TINY_MODEL_TOLERANCE: f32 = 2e-3;
+
+#[derive(Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    ids: Vec<u32>,
+    /// Of all positions, or of the last alone.
+    logits: Vec<Vec<f32>>,
+    greedy: Vec<u32>,
+}
+
+fn cases(model: &str) -> Vec<Case> {
+    let path = format!("{}/models/{model}/golden.json", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).expect("a committed file");
+    serde_json::from_str::<Golden>(&text)
+        .expect("golden.json")
+        .cases
+}
+
+fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available())
+}
+
+fn driver(model: &LoadedModel, isa: Isa, threads: usize) -> Driver {
+    let (spec, weights) = (&model.spec, &model.weights);
+    let runner = CpuRunner::new(spec, weights, (isa, threads), NUM_BLOCKS, BLOCK_SIZE);
+    Driver::drive(Box::new(runner.expect("a runner")), BLOCK_SIZE)
+}
+
+/// Real models that scripts/fetch-model has put here; tests of them run where they are.
+fn real_models() -> Vec<LoadedModel> {
+    let names = [
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+    ];
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models"));
+    let paths = names
+        .iter()
+        .map(|name| folder.join(name))
+        .filter(|path| path.exists());
+    paths
+        .map(|path| load(&ModelFiles::Gguf(path)).expect("a fetched model"))
+        .collect()
+}
+
+/// English prose, which a model predicts as it was made to.
+fn prose(model: &LoadedModel) -> Vec<u32> {
+    const TEXT: &str = "The old lighthouse stood at the end of the harbour wall. For more than a \
+        hundred years its lamp had guided ships past the rocks, and the keeper climbed its stairs \
+        every evening to light it. When the last keeper retired, the town decided to keep the tower \
+        open for visitors. On clear days you can see the islands from the gallery, and in the small \
+        museum below there are maps, letters and the logbooks of those who lived there.";
+    let TokenizerFiles::Gguf(vocab) = model.tokenizer.clone() else {
+        panic!("a GGUF file has its tokenizer");
+    };
+    let tokenizer = Tokenizer::from_gguf(vocab).expect("a tokenizer");
+    tokenizer.encode_text(TEXT).expect("tokens")
+}
+
+#[test]
+fn tiny_models_give_the_logits_and_tokens_of_transformers() {
+    for model in MODELS {
+        for isa in isas() {
+            let mut driver = driver(&load_folder(model), isa, 2);
+            for case in cases(model) {
+                let what = format!("{model}, {isa}, {} tokens", case.ids.len());
+                let mut sequence = Sequence::default();
+                let logits = driver.prefill(&mut sequence, &case.ids, usize::MAX);
+                let last_rows = &logits[logits.len() - case.logits.len()..];
+                for (row, reference) in last_rows.iter().zip(&case.logits) {
+                    let error = relative_error(row, reference);
+                    assert!(error <= TINY_MODEL_TOLERANCE, "{what}: {error}");
+                }
+                let last = logits.last().expect("not empty");
+                let greedy = driver.greedy(&mut sequence, last, case.greedy.len());
+                assert_eq!(greedy, case.greedy, "{what}");
+                driver.free(sequence);
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_of_any_size_and_any_threads_give_the_same_bits() {
+    for model in MODELS {
+        let files = load_folder(model);
+        for isa in isas() {
+            let mut whole = driver(&files, isa, 1);
+            for threads in [1, 3] {
+                let mut driver = driver(&files, isa, threads);
+                for case in cases(model) {
+                    let reference = whole.prefill(&mut Sequence::default(), &case.ids, usize::MAX);
+                    for chunk in [1, 2, 3, 7, 16, 32, 100] {
+                        let mut sequence = Sequence::default();
+                        let logits = driver.prefill(&mut sequence, &case.ids, chunk);
+                        let differs = (0..logits.len()).find(|&row| logits[row] != reference[row]);
+                        let len = case.ids.len();
+                        assert_eq!(differs, None, "{model}, {isa}, {len} by {chunk}, {threads}");
+                        driver.free(sequence);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_with_others_gives_the_same_bits() {
+    for model in MODELS {
+        let mut driver = driver(&load_folder(model), Isa::detect(), 2);
+        let cases = cases(model);
+        let mut alone = Vec::new();
+        for case in &cases {
+            let mut sequence = Sequence::default();
+            alone.push(driver.prefill(&mut sequence, &case.ids, usize::MAX));
+            driver.free(sequence);
+        }
+        // All prompts at once, each in chunks of its own size: every step mixes prefill and decode.
+        let work: Vec<_> = cases.iter().zip(&alone).zip([1, 5, 2, 31]).collect();
+        let work: Vec<_> = work.iter().chain(&work).collect();
+        let mut sequences = vec![Sequence::default(); work.len()];
+        loop {
+            let mut step = Vec::new();
+            let mut expected = Vec::new();
+            for (sequence, ((case, alone), chunk)) in sequences.iter_mut().zip(&work) {
+                let rows = sequence.len..case.ids.len().min(sequence.len + chunk);
+                if !rows.is_empty() {
+                    expected.push(&alone[rows.clone()]);
+                    step.push((sequence, &case.ids[rows]));
+                }
+            }
+            if step.is_empty() {
+                break;
+            }
+            assert!(driver.step(&mut step) == expected, "{model}");
+        }
+    }
+}
+
+#[test]
+fn copied_blocks_give_the_same_bits() {
+    for model in MODELS {
+        let mut driver = driver(&load_folder(model), Isa::detect(), 2);
+        let longest = cases(model).into_iter().max_by_key(|case| case.ids.len());
+        let ids = longest.expect("a case").ids;
+        for num_tokens in 1..BLOCK_SIZE.min(ids.len() - BLOCK_SIZE) {
+            let mut first = Sequence::default();
+            let reference = driver.prefill(&mut first, &ids, usize::MAX);
+            // Shares the first block and copies some tokens of the second.
+            let to_block = driver.allocate();
+            let copy = BlockCopy {
+                from_block: first.table[1],
+                to_block,
+                num_tokens: num_tokens as u32,
+            };
+            let shared = BLOCK_SIZE + num_tokens;
+            let mut second = Sequence {
+                table: vec![first.table[0], to_block],
+                len: shared,
+            };
+            let logits = driver.step_after(vec![copy], &mut [(&mut second, &ids[shared..])]);
+            assert!(
+                logits[0] == reference[shared..],
+                "{model}, {num_tokens} copied"
+            );
+            second.table.remove(0);
+            driver.free(first);
+            driver.free(second);
+        }
+    }
+}
+
+#[test]
+fn real_models_agree_with_the_reference_runner() {
+    for model in real_models() {
+        let mut ids = prose(&model);
+        ids.truncate(64);
+        let name = &model.facts.architecture;
+        let device = Device::Cpu;
+        let reference =
+            CandleRunner::new(&model.spec, &model.weights, &device, NUM_BLOCKS, BLOCK_SIZE);
+        let mut reference = Driver::drive(Box::new(reference.expect("a runner")), BLOCK_SIZE);
+        let expected = reference.prefill(&mut Sequence::default(), &ids, usize::MAX);
+        drop(reference);
+        for isa in isas() {
+            let logits = driver(&model, isa, 2).prefill(&mut Sequence::default(), &ids, usize::MAX);
+            let mut same = 0;
+            let mut worst = 0f32;
+            let mut excess_nll = 0.0;
+            for (row, (logits, expected)) in logits.iter().zip(&expected).enumerate() {
+                worst = worst.max(relative_error(logits, expected));
+                same += usize::from(argmax(logits) == argmax(expected));
+                if let Some(&next) = ids.get(row + 1) {
+                    excess_nll += nll(logits, next) - nll(expected, next);
+                }
+            }
+            excess_nll /= (ids.len() - 1) as f64;
+            println!(
+                "{name} {isa}: {same} of {} the same, {worst} off, NLL {excess_nll:+}",
+                ids.len()
+            );
+            assert!(worst <= REAL_MODEL_TOLERANCE, "{name}, {isa}: {worst}");
+            assert!(
+                same * 10 >= ids.len() * 9,
+                "{name}, {isa}: {same} of {}",
+                ids.len()
+            );
+            assert!(excess_nll.abs() < 0.03, "{name}, {isa}: NLL {excess_nll:+}");
+        }
+    }
+}
+
+/// Negative logarithm of the probability of `token`.
+fn nll(logits: &[f32], token: u32) -> f64 {
+    let largest = logits.iter().fold(f32::NEG_INFINITY, |max, x| max.max(*x));
+    let sum: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
+    sum.ln() - f64::from(logits[token as usize] - largest)
+}
