@@ -12,6 +12,8 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 use serde::{Serialize, Serializer};
 
+use crate::kernels::Isa;
+
 /// All settings of `serve`.
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct ServeConfig {
@@ -40,6 +42,9 @@ pub struct ModelConfig {
     /// Compute threads [default: one for each core]
     #[arg(long, env = "NUM_THREADS")]
     pub num_threads: Option<usize>,
+    /// Instruction set of the CPU kernels: auto, portable or avx2; auto takes the widest there is
+    #[arg(long, env = "CPU_ISA", default_value = "auto")]
+    pub cpu_isa: IsaChoice,
 }
 
 /// How requests are scheduled and how much memory they share.
@@ -125,6 +130,43 @@ impl fmt::Display for DeviceChoice {
 }
 
 impl Serialize for DeviceChoice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The instruction set that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IsaChoice {
+    Auto,
+    Only(Isa),
+}
+
+impl FromStr for IsaChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let isa = Isa::ALL.into_iter().find(|isa| isa.to_string() == text);
+        isa.map(Self::Only).ok_or_else(|| {
+            let names = Isa::ALL.map(|isa| isa.to_string()).join(" or ");
+            format!("expected auto, {names}")
+        })
+    }
+}
+
+impl fmt::Display for IsaChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Only(isa) => isa.fmt(f),
+        }
+    }
+}
+
+impl Serialize for IsaChoice {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -260,6 +302,15 @@ mod tests {
         for text in ["", "0", "0%", "101%", "-5", "2 lions", "nan", "%"] {
             assert!(text.parse::<MemorySize>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn instruction_sets_are_named_as_they_are_shown() {
+        for isa in Isa::ALL {
+            assert_eq!(isa.to_string().parse(), Ok(IsaChoice::Only(isa)));
+        }
+        assert_eq!("auto".parse(), Ok(IsaChoice::Auto));
+        assert!("mmx".parse::<IsaChoice>().is_err());
     }
 
     #[test]

@@ -14,10 +14,13 @@ use candle_core::Device;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{DeviceChoice, ModelConfig, ServeConfig, ServerConfig};
+use crate::config::{DeviceChoice, IsaChoice, ModelConfig, ServeConfig, ServerConfig};
+use crate::kernels::Isa;
 use crate::kv_cache::BLOCK_SIZE;
 use crate::model::{self, ModelFiles, ResolvedModel, TokenizerFiles};
-use crate::runner::candle::{CandleRunner, kv_bytes_per_token};
+use crate::runner::Runner;
+use crate::runner::candle::{self, CandleRunner};
+use crate::runner::cpu::{self, CpuRunner};
 use crate::server::{self, ModelInfo, Served};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{engine, runner};
@@ -86,7 +89,7 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
 fn load(config: &ServeConfig, settings: serde_json::Value) -> anyhow::Result<Served> {
     let start = Instant::now();
     let device = device(config.model.device)?;
-    set_threads(&config.model)?;
+    let isa_and_threads = (isa(config.model.cpu_isa)?, num_threads(&config.model)?);
     let ResolvedModel { name, files } = model::resolve(&config.model.model)?;
     let path = match &files {
         ModelFiles::Gguf(path) | ModelFiles::Folder(path) => path.clone(),
@@ -100,7 +103,10 @@ fn load(config: &ServeConfig, settings: serde_json::Value) -> anyhow::Result<Ser
     let tokenizer = Arc::new(tokenizer(loaded.tokenizer)?);
     let chat_template = chat_template(loaded.chat_template, &path, &tokenizer)?;
 
-    let bytes_per_token = kv_bytes_per_token(&loaded.spec, &device);
+    let bytes_per_token = match device.is_cpu() {
+        true => cpu::kv_bytes_per_token(&loaded.spec),
+        false => candle::kv_bytes_per_token(&loaded.spec, &device),
+    };
     let (kv, max_model_len) = kv_size::plan(
         &config.engine,
         bytes_per_token,
@@ -114,14 +120,19 @@ fn load(config: &ServeConfig, settings: serde_json::Value) -> anyhow::Result<Ser
             "the KV cache is smaller than the model's window; raise KV_CACHE_SIZE for longer sequences"
         );
     }
-    let runner = CandleRunner::new(
-        &loaded.spec,
-        &loaded.weights,
-        &device,
-        kv.num_blocks,
-        BLOCK_SIZE,
-    )?;
-    let engine = engine::start(Box::new(runner), kv, max_model_len, &config.engine)?;
+    let (spec, weights) = (&loaded.spec, &loaded.weights);
+    let (num_blocks, block_size) = (kv.num_blocks, BLOCK_SIZE);
+    let runner: Box<dyn Runner> = match device.is_cpu() {
+        true => {
+            let runner = CpuRunner::new(spec, weights, isa_and_threads, num_blocks, block_size)?;
+            Box::new(runner)
+        }
+        false => {
+            let runner = CandleRunner::new(spec, weights, &device, num_blocks, block_size)?;
+            Box::new(runner)
+        }
+    };
+    let engine = engine::start(runner, kv, max_model_len, &config.engine)?;
     let sha256 = checksum
         .join()
         .map_err(|_| anyhow::anyhow!("computing the model's checksum panicked"))??;
@@ -180,16 +191,20 @@ fn device_name(device: &Device) -> String {
     }
 }
 
-/// candle computes on rayon's threads.
-fn set_threads(config: &ModelConfig) -> anyhow::Result<()> {
-    let Some(num_threads) = config.num_threads else {
-        return Ok(());
-    };
-    anyhow::ensure!(num_threads > 0, "NUM_THREADS is 0; it must be at least 1");
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(num_threads)
-        .build_global()
-        .context("cannot start NUM_THREADS compute threads")
+fn isa(choice: IsaChoice) -> anyhow::Result<Isa> {
+    match choice {
+        IsaChoice::Auto => Ok(Isa::detect()),
+        IsaChoice::Only(isa) if isa.is_available() => Ok(isa),
+        IsaChoice::Only(isa) => bail!("CPU_ISA={isa}: this machine has no {isa}; set CPU_ISA=auto"),
+    }
+}
+
+fn num_threads(config: &ModelConfig) -> anyhow::Result<usize> {
+    match config.num_threads {
+        Some(0) => bail!("NUM_THREADS is 0; it must be at least 1"),
+        Some(num_threads) => Ok(num_threads),
+        None => Ok(std::thread::available_parallelism()?.get()),
+    }
 }
 
 fn tokenizer(files: TokenizerFiles) -> anyhow::Result<Tokenizer> {
