@@ -135,6 +135,8 @@ pub(super) struct Panel<'a> {
     pub highs: &'a [u8],
     pub scales: &'a [u8],
     pub mins: &'a [u8],
+    /// The panel after this one, which most likely is read next; empty after the last.
+    pub next: &'a [u8],
 }
 
 /// A matrix as its file has it.
@@ -230,7 +232,8 @@ impl PackedMatrix {
     }
 
     pub(super) fn panel(&self, index: usize) -> Panel<'_> {
-        let bytes = &self.data[index * self.panel_bytes..][..self.panel_bytes];
+        let (bytes, rest) = self.data[index * self.panel_bytes..].split_at(self.panel_bytes);
+        let next = &rest[..rest.len().min(self.panel_bytes)];
         let [codes, highs, scales, mins] = self.part_bytes;
         let (codes, rest) = bytes.split_at(codes);
         let (highs, rest) = rest.split_at(highs);
@@ -242,6 +245,7 @@ impl PackedMatrix {
             highs,
             scales,
             mins: &rest[..mins],
+            next,
         }
     }
 

@@ -22,7 +22,8 @@ pub(super) fn scores<const R: usize>(
         let mut sums = [[_mm256_setzero_ps(); 2]; R];
         let keys = &keys.as_chunks().0[..head_dim];
         for (d, keys) in keys.iter().enumerate() {
-            add_products(&mut sums, load(keys), queries.map(|query| query[d]));
+            // SAFETY: each query has head_dim elements, and d is less.
+            unsafe { add_products(&mut sums, load(keys), queries, d) };
         }
         for (row, sums) in sums.iter().enumerate() {
             let scores = &mut scores[row * stride + index * TILE_TOKENS..];
@@ -56,7 +57,8 @@ pub(super) fn sum_values<const R: usize>(
             let first = index * TILE_TOKENS;
             let positions = first..len.min(first + TILE_TOKENS);
             for (position, values) in positions.zip(values.as_chunks().0) {
-                add_products(&mut column_sums, load(values), weights.map(|w| w[position]));
+                // SAFETY: each row has len weights, and position is less.
+                unsafe { add_products(&mut column_sums, load(values), weights, position) };
             }
         }
         for (row, column_sums) in column_sums.iter().enumerate() {
@@ -69,11 +71,21 @@ pub(super) fn sum_values<const R: usize>(
     }
 }
 
+/// Adds the products of `values` with factor `index` of each row.
+///
+/// # Safety
+/// Each row has more than `index` factors.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn add_products<const R: usize>(sums: &mut [Pair; R], values: Pair, factors: [f32; R]) {
+unsafe fn add_products<const R: usize>(
+    sums: &mut [Pair; R],
+    values: Pair,
+    factors: [&[f32]; R],
+    index: usize,
+) {
     for r in 0..R {
-        let factor = _mm256_set1_ps(factors[r]);
+        // SAFETY: as the caller promises.
+        let factor = _mm256_broadcast_ss(unsafe { factors[r].get_unchecked(index) });
         for half in 0..2 {
             sums[r][half] = _mm256_fmadd_ps(values[half], factor, sums[r][half]);
         }

@@ -17,8 +17,11 @@ type Pair = [__m256i; 2];
 type PairF32 = [__m256; 2];
 
 /// The codes of a group, a byte each.
-#[repr(align(32))]
-struct Codes([[u8; LANES]; STEPS_OF_GROUP]);
+type Codes = [[u8; LANES]; STEPS_OF_GROUP];
+
+/// Lets no load of codes cross a cache line.
+#[repr(align(64))]
+struct Unpacked(Codes);
 
 /// What turns a group's integer products into weights' products.
 struct GroupWeights {
@@ -56,14 +59,20 @@ fn multiply_codes<const BITS: u32>(
         6 => 2,
         _ => black_box(8),
     };
-    let mut codes = Codes([[0; LANES]; STEPS_OF_GROUP]);
+    let mut unpacked = Unpacked([[0; LANES]; STEPS_OF_GROUP]);
+    let prefetched = panel.next.len().div_ceil(panel.num_groups().max(1));
     for group in 0..panel.num_groups() {
+        prefetch(panel.next, group * prefetched, prefetched);
         match BITS {
-            4 => unpack_4_bits(panel, group, &mut codes),
-            5 => unpack_5_bits(panel, group, &mut codes),
-            6 => unpack_6_bits(panel, group, &mut codes),
-            _ => codes.0 = panel.codes.as_chunks().0.as_chunks().0[group],
+            4 => unpack_4_bits(panel, group, &mut unpacked.0),
+            5 => unpack_5_bits(panel, group, &mut unpacked.0),
+            6 => unpack_6_bits(panel, group, &mut unpacked.0),
+            _ => {}
         }
+        let codes = match BITS {
+            8 => &panel.codes.as_chunks().0.as_chunks().0[group],
+            _ => &unpacked.0,
+        };
         let weights = GroupWeights {
             scales: match BITS {
                 6 => [0, 1].map(|half| load_halves(panel.scales, 2 * group + half)),
@@ -80,13 +89,26 @@ fn multiply_codes<const BITS: u32>(
         let mut sums = &mut *sums;
         while !sums.is_empty() {
             let rows = match sums.len() {
-                4.. => add_rows::<BITS, 4>(&codes, steps, &weights, x, scales, sums),
-                3 => add_rows::<BITS, 3>(&codes, steps, &weights, x, scales, sums),
-                2 => add_rows::<BITS, 2>(&codes, steps, &weights, x, scales, sums),
-                _ => add_rows::<BITS, 1>(&codes, steps, &weights, x, scales, sums),
+                4.. => add_rows::<BITS, 4>(codes, steps, &weights, x, scales, sums),
+                3 => add_rows::<BITS, 3>(codes, steps, &weights, x, scales, sums),
+                2 => add_rows::<BITS, 2>(codes, steps, &weights, x, scales, sums),
+                _ => add_rows::<BITS, 1>(codes, steps, &weights, x, scales, sums),
             };
             (x, scales, sums) = (&x[rows..], &scales[rows..], &mut sums[rows..]);
         }
+    }
+}
+
+/// Asks for `len` bytes from `offset` on, which will be read soon: a panel's parts are several short
+/// streams, too short for the hardware to foresee.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn prefetch(bytes: &[u8], offset: usize, len: usize) {
+    const CACHE_LINE: usize = 64;
+    let end = bytes.len().min(offset + len);
+    for line in (offset..end).step_by(CACHE_LINE) {
+        // SAFETY: the address lies in the slice; a prefetch has no other effect than on speed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().add(line).cast()) };
     }
 }
 
@@ -140,7 +162,7 @@ fn dot<const R: usize>(
     let mut sums = [[_mm256_setzero_si256(); 2]; R];
     for step in start..start + steps {
         // SAFETY: the step is in the group, as checked.
-        let codes = load_pair(unsafe { codes.0.get_unchecked(step) });
+        let codes = load_pair(unsafe { codes.get_unchecked(step) });
         for r in 0..R {
             // SAFETY: as above.
             let x = unsafe { broadcast_step(&x[r], step) };
@@ -162,7 +184,7 @@ fn dot_signed<const R: usize>(codes: &Codes, x: &[[i8; CODE_GROUP]; R], steps: u
     let mut sums = [[_mm256_setzero_si256(); 2]; R];
     for step in 0..steps {
         // SAFETY: the step is in the group, as checked.
-        let codes = load_pair(unsafe { codes.0.get_unchecked(step) });
+        let codes = load_pair(unsafe { codes.get_unchecked(step) });
         // The sign moves to the activation, which never is -128 and so can always take it.
         let magnitudes = codes.map(|codes| _mm256_abs_epi8(codes));
         for r in 0..R {
@@ -267,8 +289,8 @@ fn unpack_4_bits(panel: &Panel<'_>, group: usize, codes: &mut Codes) {
         let bytes = load_pair(bytes);
         let low = bytes.map(|bytes| _mm256_and_si256(bytes, nibble));
         let high = bytes.map(|bytes| _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), nibble));
-        store_pair(&mut codes.0[v], low);
-        store_pair(&mut codes.0[v + 4], high);
+        store_pair(&mut codes[v], low);
+        store_pair(&mut codes[v + 4], high);
     }
 }
 
@@ -282,8 +304,8 @@ fn unpack_5_bits(panel: &Panel<'_>, group: usize, codes: &mut Codes) {
     let mut high_bits = plane;
     let mut low_bits = plane.map(|bits| _mm256_slli_epi16::<4>(bits));
     for v in 0..STEPS_OF_GROUP / 2 {
-        add_bits(&mut codes.0[v], low_bits, fifth);
-        add_bits(&mut codes.0[v + 4], high_bits, fifth);
+        add_bits(&mut codes[v], low_bits, fifth);
+        add_bits(&mut codes[v + 4], high_bits, fifth);
         low_bits = low_bits.map(|bits| _mm256_srli_epi16::<1>(bits));
         high_bits = high_bits.map(|bits| _mm256_srli_epi16::<1>(bits));
     }
@@ -304,7 +326,7 @@ fn unpack_6_bits(panel: &Panel<'_>, group: usize, codes: &mut Codes) {
             plane.map(|bits| _mm256_srli_epi16::<2>(bits)),
         ];
         for (v, bits) in shifted.into_iter().enumerate() {
-            add_bits(&mut codes.0[4 * part + v], bits, two_bits);
+            add_bits(&mut codes[4 * part + v], bits, two_bits);
         }
     }
 }
