@@ -155,6 +155,7 @@ fn activations(compute: &Compute, rows: usize) -> Activations {
         Needs {
             values: true,
             codes: true,
+            fine: false,
         },
     );
     x

@@ -1,7 +1,8 @@
-//! The rows that are multiplied with weights: as f32, and quantised to 8 bits in groups of 32.
+//! The rows that are multiplied with weights: as f32, and quantised in groups of 32.
 //!
 //! `value ~ scale * code`, code in -127..=127, scale = largest magnitude of the group / 127: an error
-//! of at most 1/254 of that magnitude.
+//! of at most 1/254 of that magnitude. Where that is too coarse, a second row of codes quantises what
+//! the first left over, as if a code had 15 bits; the kernels multiply it as one more row.
 
 use super::isa::for_each_isa;
 use super::math::ROUND;
@@ -29,6 +30,20 @@ pub struct GroupScale {
 pub struct Needs {
     pub values: bool,
     pub codes: bool,
+    /// A second row of codes for what rounding took from the first.
+    pub fine: bool,
+}
+
+impl Needs {
+    /// The same with fine codes.
+    pub fn fine(self) -> Self {
+        Self { fine: true, ..self }
+    }
+
+    /// Rows of codes that stand for one row of values.
+    fn planes(self) -> usize {
+        1 + usize::from(self.fine)
+    }
 }
 
 /// A buffer of rows, kept from step to step.
@@ -39,9 +54,10 @@ pub struct Needs {
 pub struct Activations {
     num_rows: usize,
     row_len: usize,
+    planes: usize,
     values: Vec<f32>,             // (num_rows, row_len)
-    codes: Vec<[i8; CODE_GROUP]>, // (row_len / 32, num_rows)
-    groups: Vec<GroupScale>,      // (row_len / 32, num_rows)
+    codes: Vec<[i8; CODE_GROUP]>, // (row_len / 32, num_rows, planes)
+    groups: Vec<GroupScale>,      // (row_len / 32, num_rows, planes)
 }
 
 impl Activations {
@@ -49,10 +65,6 @@ impl Activations {
     pub fn resize(&mut self, num_rows: usize, row_len: usize) {
         (self.num_rows, self.row_len) = (num_rows, row_len);
         grow(&mut self.values, num_rows * row_len);
-        if row_len.is_multiple_of(CODE_GROUP) {
-            grow(&mut self.codes, num_rows * row_len / CODE_GROUP);
-            grow(&mut self.groups, num_rows * row_len / CODE_GROUP);
-        }
     }
 
     pub fn num_rows(&self) -> usize {
@@ -73,9 +85,15 @@ impl Activations {
         &mut self.values[..self.num_rows * self.row_len]
     }
 
-    /// Group `group` of every row, as `quantize` left it. (num_rows)
+    /// Rows of codes that stand for one row of values, to be multiplied and added up: 1 or 2.
+    pub fn planes(&self) -> usize {
+        self.planes
+    }
+
+    /// Group `group` of every row, as `quantize` left it. (num_rows, planes)
     pub fn group(&self, group: usize) -> (&[[i8; CODE_GROUP]], &[GroupScale]) {
-        let rows = group * self.num_rows..(group + 1) * self.num_rows;
+        let len = self.num_rows * self.planes;
+        let rows = group * len..(group + 1) * len;
         (&self.codes[rows.clone()], &self.groups[rows])
     }
 
@@ -102,7 +120,13 @@ impl Activations {
             !needs.codes || len.is_multiple_of(CODE_GROUP),
             "bug: rows of {len} have no whole groups"
         );
-        let isa = compute.isa();
+        self.planes = needs.planes();
+        if needs.codes {
+            let num_groups = num_rows * self.planes * len / CODE_GROUP;
+            grow(&mut self.codes, num_groups);
+            grow(&mut self.groups, num_groups);
+        }
+        let (isa, planes) = (compute.isa(), self.planes);
         let values = SharedMut::new(&mut self.values);
         let codes = SharedMut::new(&mut self.codes);
         let groups = SharedMut::new(&mut self.groups);
@@ -119,7 +143,7 @@ impl Activations {
                 fill_row(row, values);
                 if needs.codes {
                     // SAFETY: as above: the groups of a row are its own.
-                    unsafe { quantize_row(isa, values, (row, num_rows), &codes, &groups) };
+                    unsafe { quantize_row(isa, values, (row, num_rows, planes), &codes, &groups) };
                 }
             }
         });
@@ -140,15 +164,20 @@ fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
 unsafe fn quantize_row(
     isa: Isa,
     values: &[f32],
-    (row, num_rows): (usize, usize),
+    (row, num_rows, planes): (usize, usize, usize),
     codes: &SharedMut<'_, [i8; CODE_GROUP]>,
     groups: &SharedMut<'_, GroupScale>,
 ) {
     for (group, values) in values.as_chunks::<CODE_GROUP>().0.iter().enumerate() {
-        let at = group * num_rows + row;
+        let at = (group * num_rows + row) * planes;
         // SAFETY: as the caller promises.
-        let (codes, groups) = unsafe { (codes.part(at..at + 1), groups.part(at..at + 1)) };
+        let (codes, groups) =
+            unsafe { (codes.part(at..at + planes), groups.part(at..at + planes)) };
         quantize_group(isa, values, &mut codes[0], &mut groups[0]);
+        if let ([coarse, fine], [scale, fine_scale]) = (&mut *codes, &mut *groups) {
+            let rest = std::array::from_fn(|i| values[i] - scale.scale * f32::from(coarse[i]));
+            quantize_group(isa, &rest, fine, fine_scale);
+        }
     }
 }
 
@@ -184,6 +213,7 @@ for_each_isa! {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Pool;
     use super::*;
 
     fn quantize(isa: Isa, values: &[f32; 32]) -> ([i8; 32], GroupScale) {
@@ -209,6 +239,31 @@ mod tests {
                 assert_eq!(group.half_sums, [sum(&codes[..16]), sum(&codes[16..])]);
                 assert_eq!(group.sum, sum(&codes));
                 assert_eq!(group.scaled_sum, group.scale * group.sum as f32);
+            }
+        }
+    }
+
+    #[test]
+    fn fine_codes_leave_a_sixty_thousandth_of_the_largest_magnitude() {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            let compute = Compute::new(isa, Pool::new(2).expect("two threads"));
+            let values: Vec<f32> = (0..3 * 64).map(|i| (i as f32 * 1.7).sin()).collect();
+            let mut x = Activations::default();
+            x.resize(3, 64);
+            x.values_mut().copy_from_slice(&values);
+            let needs = Needs {
+                values: true,
+                codes: true,
+                fine: true,
+            };
+            x.quantize(&compute, needs);
+            for (i, value) in values.iter().enumerate() {
+                let (row, column) = (i / 64, i % 64);
+                let (codes, scales) = x.group(column / CODE_GROUP);
+                let plane =
+                    |row: usize| f32::from(codes[row][column % CODE_GROUP]) * scales[row].scale;
+                let read = plane(2 * row) + plane(2 * row + 1);
+                assert!((read - value).abs() < 1.0 / 6e4, "{isa}: {value} is {read}");
             }
         }
     }

@@ -3,8 +3,13 @@
 //! Weights are repacked one tensor at a time while they are read, so that a model is in memory once.
 //! All buffers are kept from step to step; a step allocates nothing once the largest batch has been
 //! seen. A row's logits have the same bits alone, in any batch, however its prompt was cut, and on
-//! any number of threads. Quantised weights multiply activations of 8 bits, so logits differ a
+//! any number of threads. Quantised weights multiply quantised activations, so logits differ a
 //! little from [`super::candle::CandleRunner`]'s; dense weights multiply f32.
+//!
+//! Activations have 8 bits, and 15 where 8 cost most: before the head, and before the MLP's last
+//! matrix, whose inputs are products with far outliers. tests/program/faithful.rs, SmolLM2, prose:
+//! with 8 bits everywhere 97.0 % of the most likely tokens are the reference's, so 97.7 %, and with
+//! 15 bits everywhere 100 %, for twice the multiplications.
 
 mod layer;
 mod linear;
@@ -160,7 +165,7 @@ impl CpuRunner {
         normed.resize(batch.logit_rows.len(), self.spec.hidden_size);
         let row_of = |i: usize| batch.logit_rows[i] as usize;
         self.final_norm
-            .apply(&self.compute, (x, &row_of), (normed, needs([head])));
+            .apply(&self.compute, (x, &row_of), (normed, needs([head]).fine()));
         let head = std::slice::from_ref(head);
         let logits = &mut self.logits.values;
         matmul(&self.compute, head, None, normed, (Epilogue::Store, logits));

@@ -49,6 +49,16 @@ fn pack(compute: &Compute, format: SourceFormat, bytes: &[u8], n: usize, k: usiz
 }
 
 fn activations(compute: &Compute, rows: usize, len: usize, values: &[f32]) -> Activations {
+    activations_of(compute, rows, len, values, false)
+}
+
+fn activations_of(
+    compute: &Compute,
+    rows: usize,
+    len: usize,
+    values: &[f32],
+    fine: bool,
+) -> Activations {
     let mut x = Activations::default();
     x.resize(rows, len);
     x.values_mut().copy_from_slice(values);
@@ -58,6 +68,7 @@ fn activations(compute: &Compute, rows: usize, len: usize, values: &[f32]) -> Ac
         Needs {
             values: true,
             codes,
+            fine,
         },
     );
     x
@@ -84,7 +95,10 @@ fn exact_product(matrix: &PackedMatrix, x: &Activations) -> Vec<(f64, f64)> {
             true => f64::from(x.values()[row * k + i]),
             false => {
                 let (codes, scales) = x.group(i / 32);
-                f64::from(codes[row][i % 32]) * f64::from(scales[row].scale)
+                let code_rows = row * x.planes()..(row + 1) * x.planes();
+                code_rows
+                    .map(|row| f64::from(codes[row][i % 32]) * f64::from(scales[row].scale))
+                    .sum()
             }
         };
         let x: Vec<f64> = (0..k).map(value).collect();
@@ -184,10 +198,14 @@ fn products_are_right_in_every_format_and_shape() {
                 for (outputs, rows) in [(1, 1), (16, 2), (17, 3), (33, 4), (64, 5), (40, 13)] {
                     let (bytes, _) = stored(dtype, outputs, inputs);
                     let matrix = pack(&compute, format, &bytes, outputs, inputs);
-                    let x = activations(&compute, rows, inputs, &noise(rows * inputs, 5));
-                    let what = format!("{isa} {format:?} {rows} x {inputs} x {outputs}");
-                    let y = product(&compute, &matrix, &x);
-                    assert_close(&what, &y, &exact_product(&matrix, &x), 3e-6);
+                    for fine in [false, true] {
+                        let values = noise(rows * inputs, 5);
+                        let x = activations_of(&compute, rows, inputs, &values, fine);
+                        let what =
+                            format!("{isa} {format:?} {rows} x {inputs} x {outputs}, fine: {fine}");
+                        let y = product(&compute, &matrix, &x);
+                        assert_close(&what, &y, &exact_product(&matrix, &x), 3e-6);
+                    }
                 }
             }
         }
@@ -246,16 +264,18 @@ fn a_row_has_the_same_bits_in_every_batch_and_with_any_threads() {
             let (bytes, _) = stored(dtype, outputs, inputs);
             let matrix = pack(&alone, format, &bytes, outputs, inputs);
             let values = noise(rows * inputs, 11);
-            let expected: Vec<f32> = values
-                .chunks_exact(inputs)
-                .flat_map(|row| product(&alone, &matrix, &activations(&alone, 1, inputs, row)))
-                .collect();
-            for threads in [1, 2, 5] {
+            for (fine, threads) in [(false, 1), (false, 2), (false, 5), (true, 1), (true, 5)] {
+                let expected: Vec<f32> = values
+                    .chunks_exact(inputs)
+                    .map(|row| activations_of(&alone, 1, inputs, row, fine))
+                    .flat_map(|row| product(&alone, &matrix, &row))
+                    .collect();
                 let compute = compute(isa, threads);
                 for batch in [2, 3, 4, 7, rows] {
                     let mut actual = Vec::new();
                     for values in values.chunks(batch * inputs) {
-                        let x = activations(&compute, values.len() / inputs, inputs, values);
+                        let rows = values.len() / inputs;
+                        let x = activations_of(&compute, rows, inputs, values, fine);
                         actual.extend(product(&compute, &matrix, &x));
                     }
                     let same = actual
@@ -312,7 +332,8 @@ fn parts_follow_one_another_and_bias_and_residual_are_added() {
             needs(&parts),
             Needs {
                 values: true,
-                codes: true
+                codes: true,
+                fine: false
             }
         );
         let x = activations(&compute, rows, inputs, &noise(rows * inputs, 17));

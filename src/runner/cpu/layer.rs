@@ -178,12 +178,16 @@ impl Layer {
                     normed,
                     inner.values_mut(),
                 );
-                inner.quantize(compute, self.down.needs());
+                inner.quantize(compute, self.down.needs().fine());
             }
             (Mlp::Plain(activation), _) => {
                 self.up
                     .forward(compute, normed, (Epilogue::Store, inner.values_mut()));
-                activate(compute, kernel_of(activation), (inner, self.down.needs()));
+                activate(
+                    compute,
+                    kernel_of(activation),
+                    (inner, self.down.needs().fine()),
+                );
             }
             (Mlp::Gated(_), parts) => panic!("bug: a gated MLP of {} matrices", parts.len()),
         }
