@@ -81,7 +81,7 @@ impl CandleRunner {
             .context("the KV cache is too large")?;
         ensure!(
             num_slots > 0 && u32::try_from(num_slots).is_ok(),
-            "a KV cache of {num_slots} tokens is not possible"
+            "KV_CACHE_SIZE makes room for {num_slots} tokens, more than can be numbered; lower it"
         );
         let place = Placement {
             dtype: dtype(weights, device),

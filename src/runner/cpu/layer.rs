@@ -178,7 +178,7 @@ impl Layer {
                     normed,
                     inner.values_mut(),
                 );
-                inner.quantize(compute, self.down.needs().fine());
+                inner.quantize(compute, self.down.needs());
             }
             (Mlp::Plain(activation), _) => {
                 self.up
@@ -186,7 +186,7 @@ impl Layer {
                 activate(
                     compute,
                     kernel_of(activation),
-                    (inner, self.down.needs().fine()),
+                    (inner, self.down.needs()),
                 );
             }
             (Mlp::Gated(_), parts) => panic!("bug: a gated MLP of {} matrices", parts.len()),

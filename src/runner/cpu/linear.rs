@@ -55,8 +55,9 @@ impl Linear {
         Ok(halves)
     }
 
+    /// Fine codes: cpu.rs says why.
     pub fn needs(&self) -> Needs {
-        needs(&self.parts)
+        needs(&self.parts).fine()
     }
 
     pub fn num_bytes(&self) -> usize {
