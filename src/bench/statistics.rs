@@ -4,6 +4,8 @@
 //! nearest-rank: a p99 of 50 samples is the largest of them, never a value between two. The
 //! histogram itself is not stored, because the record keeps every sample.
 
+pub mod bootstrap;
+
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
