@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
 use clap::{Args, Subcommand};
 
+use super::ab::args::AbArgs;
 use super::endpoint::Endpoint;
 use super::load::Arrivals;
 use super::record::ClientSettings;
@@ -27,6 +28,19 @@ pub struct BenchArgs {
     /// address of a /generate [default: start this program's own server]
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<Endpoint>,
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// Raw records, as JSON [default: a new file under benches/results/]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Print and save the result, and leave BENCHMARKS.md as it is
+    #[arg(long)]
+    pub no_append: bool,
+}
+
+/// What is sent, and how.
+#[derive(Args, Clone, Debug)]
+pub struct LoadArgs {
     /// Requests to measure
     #[arg(long, default_value_t = 50, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     pub requests: usize,
@@ -59,12 +73,6 @@ pub struct BenchArgs {
     /// Seconds after which the client gives up on a request
     #[arg(long, default_value_t = 300.0, value_parser = parse_seconds, value_name = "SECONDS")]
     pub request_timeout: f64,
-    /// Raw records, as JSON [default: a new file under benches/results/]
-    #[arg(long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-    /// Print and save the result, and leave BENCHMARKS.md as it is
-    #[arg(long)]
-    pub no_append: bool,
 }
 
 /// What else than measuring.
@@ -76,9 +84,13 @@ pub enum BenchCommand {
         #[arg(required = true, num_args = 2.., value_name = "FILE")]
         records: Vec<PathBuf>,
     },
+    /// Measure two settings of this program's server in turn, A B B A, and record the difference
+    Ab(Box<AbArgs>),
+    /// Check that every number in BENCHMARKS.md follows from the raw records it names
+    Verify,
 }
 
-impl BenchArgs {
+impl LoadArgs {
     pub fn workload_params(&self) -> WorkloadParams {
         WorkloadParams {
             requests: self.requests,

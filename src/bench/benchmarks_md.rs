@@ -1,7 +1,7 @@
-//! BENCHMARKS.md: a method section, a summary table with a row for each run, a section for each run.
+//! BENCHMARKS.md: a method section, two summary tables, a section for each run and optimization.
 //!
-//! Runs are only ever added. The summary grows between two marker comments; a file without them
-//! (somebody's own) gets its sections all the same.
+//! Records are only ever added. A summary grows before its end marker; a file without it (somebody's
+//! own) gets its sections all the same. Each section ends with the row that names its raw records.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -9,30 +9,78 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-/// How a new file begins, up to the empty summary table.
-const HEADER: &str = include_str!("benchmarks_header.md");
+/// How a new file begins, with both summary tables empty.
+pub const HEADER: &str = include_str!("benchmarks_header.md");
 
-const SUMMARY_END: &str = "<!-- END: summary -->";
+const OPTIMIZATION: &str = "## Optimization ";
 
-/// Adds a run: `row` to the summary table and `section` at the end. Creates the file if needed.
+/// A summary table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    Runs,
+    Optimizations,
+}
+
+impl Table {
+    pub const ALL: [Self; 2] = [Self::Runs, Self::Optimizations];
+
+    /// The line after its last row.
+    pub fn end(self) -> &'static str {
+        match self {
+            Self::Runs => "<!-- END: summary -->",
+            Self::Optimizations => "<!-- END: optimizations -->",
+        }
+    }
+}
+
+/// The line that ends a section.
+pub fn raw_records_row(raw: &str) -> String {
+    format!("| raw records | `{raw}` |")
+}
+
+/// The file that a section names as its raw records.
+pub fn raw_records_of(section: &str) -> Option<&str> {
+    let last = section.trim_end().lines().next_back()?;
+    last.strip_prefix("| raw records | `")?.strip_suffix("` |")
+}
+
+/// Adds a record: `row` to its summary table and `section` at the end. Creates the file if needed.
 ///
 /// # Errors
 /// The file cannot be read or written; it is then left as it was.
-pub fn append(path: &Path, row: &str, section: &str) -> anyhow::Result<()> {
-    let old = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => HEADER.to_owned(),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-    };
+pub fn append(path: &Path, table: Table, row: &str, section: &str) -> anyhow::Result<()> {
+    let old = read(path)?.unwrap_or_else(|| HEADER.to_owned());
     let temporary = path.with_extension("md.tmp");
-    fs::write(&temporary, with_run(&old, row, section))
+    fs::write(&temporary, with_record(&old, table, row, section))
         .and_then(|()| fs::rename(&temporary, path))
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn with_run(old: &str, row: &str, section: &str) -> String {
-    let summed_up = match old.split_once(SUMMARY_END) {
-        Some((before, after)) => format!("{before}{row}\n{SUMMARY_END}{after}"),
+/// The number that the next optimization gets.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn next_optimization(path: &Path) -> anyhow::Result<usize> {
+    let text = read(path)?.unwrap_or_default();
+    let numbers = text.lines().filter_map(|line| {
+        let (number, _) = line.strip_prefix(OPTIMIZATION)?.split_once(':')?;
+        number.parse::<usize>().ok()
+    });
+    Ok(numbers.max().unwrap_or(0) + 1)
+}
+
+/// `None` if there is no such file.
+fn read(path: &Path) -> anyhow::Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+pub fn with_record(old: &str, table: Table, row: &str, section: &str) -> String {
+    let summed_up = match old.split_once(table.end()) {
+        Some((before, after)) => format!("{before}{row}\n{}{after}", table.end()),
         None => old.to_owned(),
     };
     format!("{}\n\n{}\n", summed_up.trim_end(), section.trim_end())
@@ -43,21 +91,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_are_added_in_order_and_nothing_is_lost() {
+    fn records_are_added_in_order_and_nothing_is_lost() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("BENCHMARKS.md");
-        append(&path, "| one |", "## One\n\nfirst").expect("a new file");
-        append(&path, "| two |", "## Two\n\nsecond\n").expect("an old file");
+        for (table, row, section) in [
+            (Table::Runs, "| one |", "## One\n\nfirst"),
+            (Table::Optimizations, "| x |", "## Optimization 1: X"),
+            (Table::Runs, "| two |", "## Two\n\nsecond\n"),
+        ] {
+            append(&path, table, row, section).expect("a writable file");
+        }
         let text = fs::read_to_string(&path).expect("the file");
-
-        let (head, rest) = text
-            .split_once(SUMMARY_END)
-            .expect("the end of the summary");
-        assert!(head.ends_with("| one |\n| two |\n"), "{head}");
-        assert_eq!(rest, "\n\n## One\n\nfirst\n\n## Two\n\nsecond\n");
-        assert!(HEADER.contains("BEGIN: summary") && text.starts_with("# Benchmarks"));
+        let (runs, rest) = text.split_once(Table::Runs.end()).expect("runs");
+        assert!(runs.ends_with("|\n| one |\n| two |\n"), "{runs}");
+        let (optimizations, sections) = rest
+            .split_once(Table::Optimizations.end())
+            .expect("optimizations");
+        assert!(optimizations.ends_with("|\n| x |\n"), "{optimizations}");
+        let expected = "\n\n## One\n\nfirst\n\n## Optimization 1: X\n\n## Two\n\nsecond\n";
+        assert_eq!(sections, expected);
         let files = fs::read_dir(folder.path()).expect("the folder").count();
         assert_eq!(files, 1, "a temporary file stayed behind");
+    }
+
+    #[test]
+    fn optimizations_are_numbered_on() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("BENCHMARKS.md");
+        assert_eq!(next_optimization(&path).expect("no file"), 1);
+        let text = "## Optimization 1: X\n## Optimization 7: Y\n### Optimization 9: no\n";
+        fs::write(&path, text).expect("a writable folder");
+        assert_eq!(next_optimization(&path).expect("a file"), 8);
     }
 
     #[test]
@@ -69,8 +133,15 @@ mod tests {
     #[test]
     fn a_file_without_markers_keeps_its_text() {
         assert_eq!(
-            with_run("# Mine\n", "| row |", "## One"),
+            with_record("# Mine\n", Table::Runs, "| row |", "## One"),
             "# Mine\n\n## One\n"
         );
+    }
+
+    #[test]
+    fn a_section_names_its_raw_records_in_its_last_line() {
+        let section = format!("## One\n\n| a | b |\n{}\n\n", raw_records_row("x/y.json"));
+        assert_eq!(raw_records_of(&section), Some("x/y.json"));
+        assert_eq!(raw_records_of(&format!("{section}more")), None);
     }
 }

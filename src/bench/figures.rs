@@ -265,12 +265,8 @@ impl Figures<'_> {
     }
 }
 
+/// Settings that the server reports, as pairs.
 fn settings(stats: &ServerStats) -> String {
-    let plain = |value: &Value| {
-        value
-            .as_str()
-            .map_or_else(|| value.to_string(), str::to_owned)
-    };
     let pairs: Vec<String> = stats
         .settings
         .iter()
@@ -281,6 +277,13 @@ fn settings(stats: &ServerStats) -> String {
     } else {
         pairs.join(" ")
     }
+}
+
+/// A value of a setting as people write it.
+pub fn plain(value: &Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
 }
 
 pub fn or_na(value: Option<impl ToString>) -> String {

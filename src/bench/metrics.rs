@@ -278,4 +278,4 @@ fn per_second(count: u64, duration_s: f64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -4,8 +4,10 @@
 //! The walk: [`workload`] (what is sent) > [`load`] (when) > [`client`] (one request) >
 //! [`record`] (what was seen) > [`metrics`] (what it means) > [`statistics`] > [`figures`] >
 //! [`report`] > [`benchmarks_md`]. Beside it: [`own_server`] starts the server to measure,
-//! [`watch`] samples it, [`compare`] sets recorded runs side by side.
+//! [`watch`] samples it, [`compare`] sets recorded runs side by side, [`ab`] measures two settings in
+//! turn, and [`verify`] holds BENCHMARKS.md to the raw records.
 
+pub mod ab;
 mod args;
 mod benchmarks_md;
 mod client;
@@ -14,16 +16,19 @@ mod endpoint;
 mod figures;
 mod load;
 mod machine;
+mod measurement;
 pub mod metrics;
 mod own_server;
 mod progress;
 mod provenance;
 pub mod record;
 mod report;
+mod result_file;
 mod server_stats;
 mod session;
 mod sse;
 pub mod statistics;
+mod verify;
 mod watch;
 mod wire;
 pub mod workload;

@@ -36,13 +36,16 @@ pub struct OwnServer {
 
 impl OwnServer {
     /// Starts `program serve` on a free port of this machine. The environment passes through, but
-    /// for HOST and PORT. What it logs goes to the file `log`.
+    /// for HOST and PORT. What it logs is added to the file `log`.
     ///
     /// # Errors
     /// The log cannot be written, or the program not started.
     pub fn start(mut program: Command, log: &Path) -> anyhow::Result<Self> {
-        let stderr =
-            File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let stderr = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("cannot write {}", log.display()))?;
         let mut child = program
             .args(["serve", "--host", "127.0.0.1", "--port", "0"])
             .env_remove("HOST")

@@ -4,11 +4,16 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-/// The settings that came through the environment: a setting's variable is its name in capitals,
-/// without the unit that its value is reported in.
+/// The environment variable of a setting that the server reports: its name in capitals, without
+/// the unit that its value is reported in.
+pub fn variable_of(setting: &str) -> String {
+    setting.strip_suffix("_s").unwrap_or(setting).to_uppercase()
+}
+
+/// The settings that came through the environment of this program.
 pub fn settings_from_environment(settings: &Map<String, Value>) -> BTreeMap<String, String> {
     let variable = |name: &String| {
-        let name = name.strip_suffix("_s").unwrap_or(name).to_uppercase();
+        let name = variable_of(name);
         let value = std::env::var(&name).ok()?;
         Some((name, value))
     };
@@ -20,17 +25,36 @@ pub fn settings_from_environment(settings: &Map<String, Value>) -> BTreeMap<Stri
         .collect()
 }
 
+/// Flags whose text is kept in the record itself, and has no part in what is measured.
+const PROSE_FLAGS: [&str; 3] = ["--changes", "--tradeoff", "--next"];
+
 /// The command that repeats this run.
 pub fn command_line(environment: &BTreeMap<String, String>) -> String {
     let variables = environment
         .iter()
         .map(|(name, value)| format!("{name}={}", quoted(value)));
-    let flags = std::env::args().skip(1).map(|flag| quoted(&flag));
+    let flags = without_prose(std::env::args().skip(1));
+    let flags = flags.iter().map(|flag| quoted(flag));
     let words: Vec<String> = variables
         .chain(["candlepower".to_owned()])
         .chain(flags)
         .collect();
     words.join(" ")
+}
+
+fn without_prose(flags: impl Iterator<Item = String>) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut flags = flags.into_iter();
+    while let Some(flag) = flags.next() {
+        let name = flag.split('=').next().unwrap_or_default();
+        if !PROSE_FLAGS.contains(&name) {
+            kept.push(flag);
+        } else if name == flag {
+            // The text is the next word.
+            flags.next();
+        }
+    }
+    kept
 }
 
 fn quoted(word: &str) -> String {
@@ -44,6 +68,21 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prose_is_left_out_of_the_command() {
+        let flags = [
+            "bench",
+            "ab",
+            "--next",
+            "- more",
+            "--changes=all",
+            "--name",
+            "--next",
+        ];
+        let kept = without_prose(flags.into_iter().map(str::to_owned));
+        assert_eq!(kept, ["bench", "ab", "--name"]);
+    }
 
     #[test]
     fn words_for_the_shell_are_quoted_where_they_must_be() {

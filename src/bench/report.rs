@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use super::benchmarks_md::raw_records_row;
 use super::figures::{Figures, NOT_AVAILABLE, mib, milliseconds, or_na, percent};
 use super::metrics::{Latencies, Metrics};
 use super::record::{OWN_SERVER, Record};
@@ -68,7 +69,7 @@ impl<'a> Report<'a> {
                 let _ = writeln!(text, "| {name} | {} |", value.replace('|', "\\|"));
             }
         }
-        let _ = writeln!(text, "| raw records | `{}` |", self.raw);
+        let _ = writeln!(text, "{}", raw_records_row(self.raw));
         text
     }
 

@@ -1,33 +1,23 @@
-//! One run from its flags to its report: the order of events, and nothing else.
+//! What each form of `bench` does, in order: measure, save, show, add to BENCHMARKS.md.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
-use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::{BenchArgs, BenchCommand};
-use super::benchmarks_md;
-use super::client::{Client, RequestParams};
+use super::benchmarks_md::{self, Table};
 use super::compare::compare_files;
-use super::endpoint::Api;
-use super::load::{Arrivals, run_load};
-use super::machine::{Commit, Machine, repository_root};
-use super::own_server::OwnServer;
-use super::progress::progress_bar;
-use super::provenance::{command_line, settings_from_environment};
-use super::record::{
-    Clock, FORMAT_VERSION, OWN_SERVER, Record, RequestRecord, Run, ServerRecord, ServerSample,
-    judge_missing_usage, round_to_us,
-};
+use super::machine::{Commit, repository_root};
+use super::measurement::{Target, measure};
+use super::record::{Record, RequestRecord};
 use super::report::Report;
-use super::server_stats::ServerStats;
-use super::watch::{ProcessProbe, Watch};
+use super::result_file::ResultFile;
 use super::workload::Workload;
+use super::{ab, verify};
 
-/// Measures, prints the table, saves the raw records, and adds the run to BENCHMARKS.md.
+/// Measures, prints the table, saves the raw records, and adds the run to BENCHMARKS.md; or what
+/// else the subcommand says.
 ///
 /// # Errors
 /// The server cannot be started or reached, a file cannot be written, or no request succeeded.
@@ -42,10 +32,21 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
 /// # Errors
 /// As for [`run`].
 pub fn run_in(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
-    if let Some(BenchCommand::Compare { records }) = &args.command {
-        print!("{}", compare_files(records)?);
-        return Ok(());
+    match &args.command {
+        None => until_interrupted(session(folder, args)),
+        Some(BenchCommand::Ab(args)) => until_interrupted(ab::session(folder, args)),
+        Some(BenchCommand::Compare { records }) => {
+            print!("{}", compare_files(records)?);
+            Ok(())
+        }
+        Some(BenchCommand::Verify) => {
+            println!("{}", verify::verify(&repository_root(folder))?);
+            Ok(())
+        }
     }
+}
+
+fn until_interrupted(session: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     // One thread: the load generator must leave the cores to the server.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -54,7 +55,7 @@ pub fn run_in(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
     runtime.block_on(async {
         // Whichever ends first drops the other, and with the session its server.
         tokio::select! {
-            result = session(folder, args) => result,
+            result = session => result,
             result = interrupted() => result,
         }
     })
@@ -72,39 +73,29 @@ async fn interrupted() -> anyhow::Result<()> {
 }
 
 async fn session(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
-    let started = Timestamp::now();
     let root = repository_root(folder);
-    let workload = Workload::draw(&args.workload_params())?;
-    let output = args
-        .output
-        .as_ref()
-        .map_or_else(|| default_output(&root, started), |file| folder.join(file));
-    let parent = output.parent().unwrap_or(Path::new("")).to_owned();
-    std::fs::create_dir_all(&parent)
-        .with_context(|| format!("cannot create {}", parent.display()))?;
-
-    let mut record = measure(args, &workload, started, &output).await?;
-    judge_missing_usage(&mut record.requests);
+    let workload = Workload::draw(&args.load.workload_params())?;
+    let file = ResultFile::prepare(folder, &root, args.output.as_deref(), "")?;
+    let target = match &args.endpoint {
+        Some(endpoint) => Target::running(endpoint).await?,
+        None => Target::start(&Default::default(), &file.log()).await?,
+    };
+    let mut record = measure(&target, &args.load, &workload).await?;
     record.run.commit = Commit::of(&root);
+    drop(target);
 
-    std::fs::write(&output, record.to_json()?)
-        .with_context(|| format!("cannot write {}", output.display()))?;
-    let raw = output
-        .strip_prefix(&root)
-        .unwrap_or(&output)
-        .display()
-        .to_string();
-    let report = Report::new(&record, &raw);
+    file.write(&record.to_json()?)?;
+    // What is shown is what the file gives, to the last digit: `verify` has nothing else.
+    let record = Record::read(&file.path)?;
+    let report = Report::new(&record, &file.shown);
     print!("{}", report.to_text());
-    ensure_some_success(&record, &raw)?;
+    ensure_some_success(&record, &file.shown)?;
     if !args.no_append {
         let path = root.join("BENCHMARKS.md");
-        benchmarks_md::append(&path, &report.to_summary_row(), &report.to_markdown())?;
-        println!(
-            "{:<26}{}",
-            "added to",
-            path.strip_prefix(folder).unwrap_or(&path).display()
-        );
+        let (row, section) = (report.to_summary_row(), report.to_markdown());
+        benchmarks_md::append(&path, Table::Runs, &row, &section)?;
+        let shown = path.strip_prefix(folder).unwrap_or(&path).display();
+        println!("{:<26}{shown}", "added to");
     }
     Ok(())
 }
@@ -125,190 +116,4 @@ fn ensure_some_success(record: &Record, raw: &str) -> anyhow::Result<()> {
         failure.message
     );
     Ok(())
-}
-
-fn default_output(root: &Path, started: Timestamp) -> PathBuf {
-    let name = started.strftime("%Y%m%dT%H%M%SZ.json").to_string();
-    root.join("benches").join("results").join(name)
-}
-
-/// The server to measure; one of our own ends with it.
-struct Target {
-    own_server: Option<OwnServer>,
-    client: Client,
-    model: Option<String>,
-}
-
-impl Target {
-    /// Starts a server if none was named, and asks for its model.
-    async fn open(args: &BenchArgs, output: &Path) -> anyhow::Result<Self> {
-        let (own_server, endpoint) = match &args.endpoint {
-            Some(endpoint) => (None, endpoint.clone()),
-            None => {
-                let program = std::env::current_exe().context("cannot tell this program's file")?;
-                let log = output.with_extension("log");
-                let mut server = OwnServer::start(Command::new(program), &log)?;
-                let waiting = progress_bar(None, "starting the server");
-                let endpoint = server.ready().await?;
-                waiting.finish_and_clear();
-                (Some(server), endpoint)
-            }
-        };
-        let client = Client::new(endpoint);
-        let model = client.model_id().await?;
-        ensure!(
-            model.is_some() || client.endpoint.api == Api::Generate,
-            "{} lists no model: --endpoint takes the base address of an OpenAI-compatible server, \
-             or the address of a /generate",
-            client.endpoint.url("/v1/models")
-        );
-        Ok(Self {
-            own_server,
-            client,
-            model,
-        })
-    }
-
-    fn process(&self) -> Option<ProcessProbe> {
-        let server = self.own_server.as_ref()?;
-        ProcessProbe::new(server.pid())
-    }
-}
-
-/// Warms the server up and measures it.
-async fn measure(
-    args: &BenchArgs,
-    workload: &Workload,
-    started: Timestamp,
-    output: &Path,
-) -> anyhow::Result<Record> {
-    let machine = Machine::this();
-    let target = Target::open(args, output).await?;
-    let client = &target.client;
-    let params = RequestParams {
-        model: target.model.clone().unwrap_or_default(),
-        max_tokens: args.max_tokens,
-        ignore_eos: args.ignore_eos,
-        timeout: args.request_timeout(),
-        id_prefix: format!("bench-{}", started.as_millisecond()),
-    };
-    warm_up(client, &params, workload, args.concurrency).await;
-
-    let stats_before = client.get_json("/stats").await?.unwrap_or_default();
-    let measured = measure_load(args, client, &params, workload, target.process()).await;
-    // A server that died under the load is a result, and its records are kept.
-    let stats_after = client
-        .get_json("/stats")
-        .await
-        .ok()
-        .flatten()
-        .unwrap_or_default();
-
-    let environment = match target.own_server {
-        Some(_) => settings_from_environment(&ServerStats::of(&stats_before).settings),
-        None => BTreeMap::new(),
-    };
-    let endpoint = args
-        .endpoint
-        .as_ref()
-        .map_or(OWN_SERVER.to_owned(), ToString::to_string);
-    let run = Run {
-        format_version: FORMAT_VERSION,
-        tool: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).to_owned(),
-        started: started.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        command: command_line(&environment),
-        environment,
-        commit: None,
-        machine,
-        client: args.client_settings(workload),
-        server: ServerRecord {
-            endpoint,
-            api: client.endpoint.path().to_owned(),
-            model: target.model.clone(),
-            stats_before,
-            stats_after,
-            samples: measured.samples,
-        },
-        duration_ms: duration_ms(&measured.requests),
-        client_cpu_ms: measured.client_cpu_ms,
-    };
-    Ok(Record {
-        run,
-        requests: measured.requests,
-    })
-}
-
-async fn warm_up(client: &Client, params: &RequestParams, workload: &Workload, concurrency: usize) {
-    let params = RequestParams {
-        id_prefix: format!("{}-warmup", params.id_prefix),
-        ..params.clone()
-    };
-    let bar = progress_bar(Some(workload.warmup.len()), "warming up");
-    run_load(
-        client,
-        &params,
-        &workload.warmup,
-        Arrivals::Closed { concurrency },
-        &Clock::start(),
-        |_| bar.inc(1),
-    )
-    .await;
-    bar.finish_and_clear();
-}
-
-struct Measured {
-    requests: Vec<RequestRecord>,
-    samples: Vec<ServerSample>,
-    client_cpu_ms: u64,
-}
-
-async fn measure_load(
-    args: &BenchArgs,
-    client: &Client,
-    params: &RequestParams,
-    workload: &Workload,
-    process: Option<ProcessProbe>,
-) -> Measured {
-    let mut own_cpu = ProcessProbe::new(std::process::id());
-    let mut cpu_ms = || {
-        own_cpu
-            .as_mut()
-            .and_then(ProcessProbe::cpu_time_ms)
-            .unwrap_or_default()
-    };
-    let bar = progress_bar(Some(args.requests), "measuring");
-    let failed = std::cell::Cell::new(0);
-    let on_end = |record: &RequestRecord| {
-        bar.inc(1);
-        if !record.is_success() {
-            failed.set(failed.get() + 1);
-            bar.set_message(format!("measuring, {} failed", failed.get()));
-        }
-    };
-    let clock = Clock::start();
-    let mut watch = Watch::new(client, process, &clock);
-    // However short the run, there is one sample of it.
-    watch.sample().await;
-    let cpu_before = cpu_ms();
-    let prompts = &workload.measured;
-    let requests = tokio::select! {
-        requests = run_load(client, params, prompts, args.arrivals(), &clock, on_end) => requests,
-        never = watch.run() => never,
-    };
-    let client_cpu_ms = cpu_ms().saturating_sub(cpu_before);
-    bar.finish_and_clear();
-    Measured {
-        requests,
-        samples: watch.samples,
-        client_cpu_ms,
-    }
-}
-
-fn duration_ms(requests: &[RequestRecord]) -> f64 {
-    let first_due = requests
-        .iter()
-        .map(|r| r.due_ms)
-        .fold(f64::INFINITY, f64::min);
-    let last_end = requests.iter().map(|r| r.end_ms).fold(0.0, f64::max);
-    round_to_us(last_end - first_due)
 }

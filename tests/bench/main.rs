@@ -1,6 +1,7 @@
 //! `bench` against a scripted server on a real socket: what it sends, what it counts, what it
 //! writes down; and the whole of it with the program's own server. No test looks at the clock.
 
+mod ab;
 mod own_server;
 mod script;
 
@@ -375,6 +376,7 @@ fn each_run_adds_a_row_and_a_section_with_the_figures_of_its_record() {
     );
     let record = Record::read(&folder.path().join("one.json")).expect("a record");
     assert_page_has_the_figures_of(&page, &record);
+    run_in(folder.path(), &args(&["verify"])).expect("the page follows from the records");
     let results = folder.path().join("benches/results");
     assert_eq!(json_files(&results), 1, "the run without --output");
 }
@@ -441,12 +443,32 @@ fn flags_out_of_range_are_refused() {
         ["--prompt-words", "9-3"],
         ["--request-rate", "0"],
         ["compare", "one.json"],
+        ["verify", "one.json"],
     ] {
         assert!(
             Cli::try_parse_from(["bench"].iter().chain(&flags)).is_err(),
             "{flags:?}"
         );
     }
+}
+
+#[test]
+fn settings_of_an_a_b_run_out_of_range_are_refused() {
+    let sound = ["ab", "--name", "X", "--a", "A=1", "--b", ""];
+    for flags in [
+        ["--blocks", "5"],
+        ["--blocks", "2"],
+        ["--target", "ttft_p95"],
+        ["--target", "speed>1"],
+        ["--next", "# heading"],
+        ["--endpoint", "http://h"],
+        ["--requests", "0"],
+    ] {
+        let words = ["bench"].iter().chain(&sound).chain(&flags);
+        assert!(Cli::try_parse_from(words).is_err(), "{flags:?}");
+    }
+    let words = ["bench"].iter().chain(&sound);
+    assert!(Cli::try_parse_from(words).is_ok());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use candlepower::bench::record::Record;
 use serde_json::Value;
 
 /// Runs the program's `bench` in `folder`, with nothing from the environment but `settings`.
-fn bench(folder: &Path, settings: &[(&str, &str)], flags: &[&str]) -> Output {
+pub fn bench(folder: &Path, settings: &[(&str, &str)], flags: &[&str]) -> Output {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-llama");
     Command::new(env!("CARGO_BIN_EXE_candlepower"))
         .arg("bench")

@@ -6,7 +6,7 @@ use crate::bench::record::{
 };
 
 /// Due at 100, first token at 150, then one each 10 ms.
-fn request(index: usize, tokens: u64) -> RequestRecord {
+pub fn request(index: usize, tokens: u64) -> RequestRecord {
     RequestRecord {
         index,
         due_ms: 100.0,
@@ -32,7 +32,11 @@ fn failed(index: usize, reason: FailureReason, status: Option<u16>) -> RequestRe
     }
 }
 
-fn record(requests: Vec<RequestRecord>) -> Record {
+pub fn failed_with_429(index: usize) -> RequestRecord {
+    failed(index, FailureReason::Status, Some(429))
+}
+
+pub fn record(requests: Vec<RequestRecord>) -> Record {
     Record {
         run: Run {
             format_version: FORMAT_VERSION,

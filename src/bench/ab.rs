@@ -1,0 +1,198 @@
+//! `bench ab`: two settings of this program's server, measured in turn in one run.
+//!
+//! Blocks follow each other A B B A A B B A …: what drifts steadily over the run weighs on both
+//! sides alike, and the two blocks of a pair lie side by side. Each block starts a server of its
+//! own and stops it, rather than keeping two at hand. So nothing but the measured server takes CPU
+//! or memory, each block begins with an empty cache and a peak of memory of its own, and what a
+//! process owes to its start alone (where its memory came to lie) varies between the blocks, where
+//! the interval sees it, and does not tell A from B for the whole run.
+
+pub mod args;
+mod comparison;
+mod criterion;
+pub mod record;
+mod section;
+mod tables;
+mod words;
+
+use std::path::Path;
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
+
+use self::args::{AbArgs, Settings};
+use self::record::{Ab, AbRecord, Block, Prose, Side};
+pub use self::section::AbReport;
+use super::args::LoadArgs;
+use super::benchmarks_md::{self, Table};
+use super::machine::{Commit, repository_root};
+use super::measurement::{Target, measure};
+use super::metrics::Metrics;
+use super::provenance::variable_of;
+use super::record::FORMAT_VERSION;
+use super::result_file::ResultFile;
+use super::server_stats::ServerStats;
+use super::workload::Workload;
+
+/// Measures both sides, prints the comparison, saves the raw records, and adds the optimization to
+/// BENCHMARKS.md.
+///
+/// # Errors
+/// A server cannot be started or does not know a setting, a file cannot be written, or a side
+/// served no request.
+pub async fn session(folder: &Path, args: &AbArgs) -> anyhow::Result<()> {
+    let root = repository_root(folder);
+    let page = root.join("BENCHMARKS.md");
+    let loads = draw_loads(args)?;
+    let file = ResultFile::prepare(folder, &root, args.output.as_deref(), "-ab")?;
+    let record = AbRecord {
+        ab: asked(args, benchmarks_md::next_optimization(&page)?),
+        blocks: measure_blocks(args, &loads, &root, &file).await?,
+    };
+    file.write(&record.to_json()?)?;
+    // What is shown is what the file gives, to the last digit: `verify` has nothing else.
+    let record = AbRecord::read(&file.path)?;
+    let report = AbReport::new(&record, &file.shown);
+    print!("{}", report.to_text());
+    ensure_some_success(&record, &file.shown)?;
+    if !args.no_append {
+        let (row, section) = (report.to_summary_row(), report.to_markdown());
+        benchmarks_md::append(&page, Table::Optimizations, &row, &section)?;
+        let shown = page.strip_prefix(folder).unwrap_or(&page).display();
+        println!("{:<26}{shown}", "added to");
+    }
+    Ok(())
+}
+
+fn asked(args: &AbArgs, number: usize) -> Ab {
+    Ab {
+        format_version: FORMAT_VERSION,
+        number,
+        name: args.name.clone(),
+        a: args.a.clone(),
+        b: args.b.clone(),
+        targets: args.targets.clone(),
+        prose: Prose {
+            changes: args.changes.clone(),
+            tradeoff: args.tradeoff.clone(),
+            next: args.next.clone(),
+        },
+        bootstrap_seed: args.load.seed,
+    }
+}
+
+/// The pair and the side of each block, in the order of measuring.
+fn order(pairs: usize) -> Vec<(usize, Side)> {
+    (0..pairs)
+        .flat_map(|pair| match pair % 2 {
+            0 => [(pair, Side::A), (pair, Side::B)],
+            _ => [(pair, Side::B), (pair, Side::A)],
+        })
+        .collect()
+}
+
+/// The load of each pair, which differ in nothing but the seed.
+fn draw_loads(args: &AbArgs) -> anyhow::Result<Vec<(LoadArgs, Workload)>> {
+    (0..args.blocks as u64)
+        .map(|pair| {
+            let mut load = args.load.clone();
+            load.seed = load.seed.wrapping_add(pair);
+            let workload = Workload::draw(&load.workload_params())?;
+            Ok((load, workload))
+        })
+        .collect()
+}
+
+async fn measure_blocks(
+    args: &AbArgs,
+    loads: &[(LoadArgs, Workload)],
+    root: &Path,
+    file: &ResultFile,
+) -> anyhow::Result<Vec<Block>> {
+    let commit = Commit::of(root);
+    let order = order(args.blocks);
+    let mut blocks = Vec::with_capacity(order.len());
+    for (position, (pair, side)) in order.iter().copied().enumerate() {
+        let settings = match side {
+            Side::A => &args.a,
+            Side::B => &args.b,
+        };
+        let context = || format!("block {} of {}, side {side:?}", position + 1, order.len());
+        let target = Target::start(&settings.0, &file.log())
+            .await
+            .with_context(context)?;
+        ensure_known(settings, &target.stats().await?)?;
+        let (load, workload) = &loads[pair];
+        let mut record = measure(&target, load, workload)
+            .await
+            .with_context(context)?;
+        record.run.commit.clone_from(&commit);
+        let metrics = Metrics::of(&record);
+        tracing::info!(
+            "{}: {} of {} requests succeeded in {:.1} s",
+            context(),
+            metrics.num_successes,
+            metrics.num_requests,
+            metrics.duration_s
+        );
+        blocks.push(Block { pair, side, record });
+    }
+    Ok(blocks)
+}
+
+/// A misspelt variable would change nothing, and the run would say so of the wrong thing.
+fn ensure_known(settings: &Settings, stats: &Value) -> anyhow::Result<()> {
+    let reported = ServerStats::of(stats).settings;
+    let variables: Vec<String> = reported.keys().map(|name| variable_of(name)).collect();
+    if let Some(unknown) = settings.0.keys().find(|name| !variables.contains(name)) {
+        bail!(
+            "the server has no setting {unknown}; it has {}",
+            variables.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// A side in which nothing succeeded has no figures to compare.
+fn ensure_some_success(record: &AbRecord, raw: &str) -> anyhow::Result<()> {
+    for side in [Side::A, Side::B] {
+        let successes: usize = record.metrics(side).iter().map(|m| m.num_successes).sum();
+        ensure!(
+            successes > 0,
+            "no request succeeded on side {side:?}; the failures are in {raw}"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn blocks_alternate_so_that_each_pair_begins_with_the_other_side() {
+        let sides: String = order(4)
+            .iter()
+            .map(|(_, side)| format!("{side:?}"))
+            .collect();
+        assert_eq!(sides, "ABBAABBA");
+        let pairs: Vec<usize> = order(4).iter().map(|(pair, _)| *pair).collect();
+        assert_eq!(pairs, [0, 0, 1, 1, 2, 2, 3, 3]);
+    }
+
+    #[test]
+    fn a_setting_that_the_server_does_not_have_is_refused() {
+        let stats = json!({"settings": {"max_batch_size": 64, "request_timeout_s": 30.0}});
+        let known: Settings = "MAX_BATCH_SIZE=1,REQUEST_TIMEOUT=60"
+            .parse()
+            .expect("settings");
+        ensure_known(&known, &stats).expect("both are known");
+        let misspelt: Settings = "MAX_BATCHSIZE=1".parse().expect("settings");
+        let message = ensure_known(&misspelt, &stats)
+            .expect_err("unknown")
+            .to_string();
+        assert!(message.contains("MAX_BATCHSIZE; it has"), "{message}");
+    }
+}

@@ -1,0 +1,63 @@
+//! The file that holds the raw records of a run, and the log of its server beside it.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+
+/// A file to be written when the run has ended; its folder exists.
+pub struct ResultFile {
+    pub path: PathBuf,
+    /// The path as BENCHMARKS.md names it: from the root of the repository, if it lies there.
+    pub shown: String,
+}
+
+impl ResultFile {
+    /// `output` if one is named, else a new file under benches/results/, named by the time and
+    /// `suffix`. The log of an earlier run of the same name is removed.
+    ///
+    /// # Errors
+    /// The folder cannot be created, or the log not removed.
+    pub fn prepare(
+        folder: &Path,
+        root: &Path,
+        output: Option<&Path>,
+        suffix: &str,
+    ) -> anyhow::Result<Self> {
+        let path = output.map_or_else(
+            || {
+                let time = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+                root.join("benches/results")
+                    .join(format!("{time}{suffix}.json"))
+            },
+            |file| folder.join(file),
+        );
+        let parent = path.parent().unwrap_or(Path::new(""));
+        fs::create_dir_all(parent)
+            .with_context(|| format!("cannot create {}", parent.display()))?;
+        let shown = path.strip_prefix(root).unwrap_or(&path);
+        let file = Self {
+            shown: shown.display().to_string(),
+            path,
+        };
+        match fs::remove_file(file.log()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", file.log().display()))
+            }
+            _ => Ok(file),
+        }
+    }
+
+    /// Where the server of the run writes its log.
+    pub fn log(&self) -> PathBuf {
+        self.path.with_extension("log")
+    }
+
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, text: &str) -> anyhow::Result<()> {
+        fs::write(&self.path, text).with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
