@@ -254,8 +254,10 @@ fn code(settings: &Settings) -> String {
 
 /// A Markdown table and an empty line. Columns of numbers stand to the right.
 fn table(text: &mut String, heading: &[&str], rows: &[Vec<String>]) {
-    let is_number =
-        |cell: &str| cell == "n/a" || cell.trim_end_matches(" %").parse::<f64>().is_ok();
+    let is_number = |cell: &str| {
+        let number = cell.trim_end_matches(" %").trim_end_matches(" points");
+        cell == "n/a" || number.parse::<f64>().is_ok()
+    };
     let has_numbers = |column: usize| column > 0 && rows.iter().all(|row| is_number(&row[column]));
     let rule: Vec<&str> = (0..heading.len())
         .map(|column| if has_numbers(column) { "---:" } else { "---" })
