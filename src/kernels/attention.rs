@@ -67,6 +67,8 @@ struct Scratch {
     tiles: Vec<u32>,
     /// Scores, then weights. (rows of a unit, positions of the tiles)
     scores: Vec<f32>,
+    /// What makes the weights of a row sum to 1. (rows of a unit)
+    factors: Vec<f32>,
     /// (rows of a unit, padded head_dim)
     sums: Vec<f32>,
 }
@@ -151,19 +153,16 @@ pub fn attend(
                     };
                     let num_rows = unit.rows.len() * heads_per_kv_head;
                     attend_unit(isa, kv, kv_head, &context, (num_rows, &query), scratch);
-                    let padded_dim = kv.shape().padded_dim();
-                    for (index, sums) in scratch
-                        .sums
-                        .chunks_exact(padded_dim)
-                        .take(num_rows)
-                        .enumerate()
-                    {
+                    let sums = scratch.sums.chunks_exact(kv.shape().padded_dim());
+                    for (index, (sums, factor)) in sums.zip(&scratch.factors).enumerate() {
                         let row = unit.rows.start + index / heads_per_kv_head;
                         let head = first_head + index % heads_per_kv_head;
                         let start = row * out_width + head * shape.head_dim;
                         // SAFETY: each unit is visited once; its rows and heads are its own.
                         let out = unsafe { out.part(start..start + shape.head_dim) };
-                        out.copy_from_slice(&sums[..shape.head_dim]);
+                        for (out, sum) in out.iter_mut().zip(sums) {
+                            *out = sum * factor;
+                        }
                     }
                 });
             }
@@ -220,7 +219,7 @@ impl Context {
     }
 }
 
-/// Leaves the results in `scratch.sums`.
+/// Leaves the results in `scratch`: sums that `factors` must still multiply.
 fn attend_unit<'a>(
     isa: Isa,
     kv: &KvStorage,
@@ -233,6 +232,7 @@ fn attend_unit<'a>(
     let Scratch {
         tiles,
         scores,
+        factors,
         sums,
     } = scratch;
     let stride = tiles.len() * TILE_TOKENS;
@@ -245,8 +245,9 @@ fn attend_unit<'a>(
         add_scores(isa, keys, tiles, (rows, &|row| query(first + row)), scores);
     });
     let scale = (shape.head_dim as f32).powf(-0.5);
+    factors.clear();
     for (row, scores) in scores.chunks_exact_mut(stride).take(num_rows).enumerate() {
-        softmax(isa, scores, context.visible(row), scale);
+        factors.push(softmax(isa, scores, context.visible(row), scale));
     }
     for_each_tile(num_rows, |first, rows| {
         let weights = &scores[first * stride..(first + rows) * stride];
@@ -324,24 +325,25 @@ fn sum_values(
 }
 
 for_each_isa! {
-    /// Turns scores into weights that sum to 1 over `visible` and are 0 elsewhere.
-    fn softmax(scores: &mut [f32], visible: Range<usize>, scale: f32) {
-        scores[..visible.start].fill(0.0);
-        scores[visible.end..].fill(0.0);
-        let seen = &mut scores[visible];
-        let mut lanes = [f32::NEG_INFINITY; TILE_TOKENS];
-        for chunk in seen.chunks(TILE_TOKENS) {
-            for (lane, score) in lanes.iter_mut().zip(chunk) {
-                *lane = lane.max(*score);
+    /// Turns scores into weights, 0 outside `visible`; returns what makes their sum 1.
+    fn softmax(scores: &mut [f32], visible: Range<usize>, scale: f32) -> f32 {
+        scores[..visible.start].fill(f32::NEG_INFINITY);
+        scores[visible.end..].fill(f32::NEG_INFINITY);
+        let tiles = scores.as_chunks_mut::<TILE_TOKENS>().0;
+        let mut largest = [f32::NEG_INFINITY; TILE_TOKENS];
+        for tile in &*tiles {
+            for (largest, score) in largest.iter_mut().zip(tile) {
+                *largest = if *score > *largest { *score } else { *largest };
             }
         }
-        let largest = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
-        for score in seen {
-            *score = exp((*score - largest) * scale);
+        let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let mut sums = [0.0; TILE_TOKENS];
+        for tile in tiles {
+            for (sum, score) in sums.iter_mut().zip(tile) {
+                *score = exp((*score - largest) * scale);
+                *sum += *score;
+            }
         }
-        let inverse = 1.0 / sum(scores, |x| x);
-        for weight in scores {
-            *weight *= inverse;
-        }
+        1.0 / sum(&sums, |x| x)
     }
 }

@@ -238,16 +238,12 @@ pub fn embed(
     compute
         .pool()
         .for_each(ids.len(), TOKENS_OF_A_PART, |tokens| {
-            let mut offset = vec![0.0; if positions.is_some() { width } else { 0 }];
             for token in tokens {
                 // SAFETY: each token is visited once, and rows do not overlap.
                 let row = unsafe { rows.part(token * width..(token + 1) * width) };
                 table.read_row(ids[token] as usize, row);
                 if let Some((table, positions)) = positions {
-                    table.read_row(positions[token] as usize, &mut offset);
-                    row.iter_mut()
-                        .zip(&offset)
-                        .for_each(|(x, offset)| *x += offset);
+                    table.add_row(positions[token] as usize, row);
                 }
             }
         });

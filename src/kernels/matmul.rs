@@ -70,7 +70,7 @@ pub fn matmul(
                     // SAFETY: each panel is visited once; these columns of y are its own.
                     let y = unsafe { y.part(row * width + column..row * width + column + len) };
                     let bias = bias.map(|bias| &bias[column..column + len]);
-                    finish(epilogue, &results[..len], bias, y);
+                    finish(epilogue, results, bias, y);
                 }
             });
         }
@@ -124,7 +124,7 @@ pub fn matmul_gated(
                 for (row, results) in rows.zip(gates) {
                     // SAFETY: each panel is visited once; these columns of y are its own.
                     let y = unsafe { y.part(row * width + column..row * width + column + len) };
-                    y.copy_from_slice(&results[..len]);
+                    finish(Epilogue::Store, results, None, y);
                 }
             });
         }
@@ -215,7 +215,16 @@ fn multiply(isa: Isa, panel: &Panel<'_>, x: &Activations, first: usize, sums: &m
     }
 }
 
-fn finish(epilogue: Epilogue, results: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+fn finish(epilogue: Epilogue, results: &[f32; PANEL_ROWS], bias: Option<&[f32]>, y: &mut [f32]) {
+    // All panels but the last fill their width, which the compiler may know.
+    match y.as_chunks_mut::<PANEL_ROWS>().0 {
+        [y] => finish_slice(epilogue, results, bias, y),
+        _ => finish_slice(epilogue, results, bias, y),
+    }
+}
+
+#[inline(always)]
+fn finish_slice(epilogue: Epilogue, results: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
     for (i, (y, result)) in y.iter_mut().zip(results).enumerate() {
         let result = result + bias.map_or(0.0, |bias| bias[i]);
         *y = match epilogue {

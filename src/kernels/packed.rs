@@ -251,6 +251,12 @@ impl PackedMatrix {
 
     /// The weights of one output as f32, which is also a row of an embedding. (inputs)
     pub fn read_row(&self, output: usize, values: &mut [f32]) {
+        values.fill(0.0);
+        self.add_row(output, values);
+    }
+
+    /// Adds the weights of one output. (inputs)
+    pub fn add_row(&self, output: usize, values: &mut [f32]) {
         assert!(
             output < self.outputs,
             "bug: row {output} of {}",
@@ -258,7 +264,7 @@ impl PackedMatrix {
         );
         let (panel, lane) = (self.panel(output / PANEL_ROWS), output % PANEL_ROWS);
         for (input, value) in values.iter_mut().enumerate() {
-            *value = panel.weight(lane, input);
+            *value += panel.weight(lane, input);
         }
     }
 }
