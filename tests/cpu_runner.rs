@@ -23,9 +23,9 @@ const MODELS: [&str; 5] = [
     "tiny-qwen3",
 ];
 const BLOCK_SIZE: usize = 16;
-/// Of a real model's logits, relative to the largest: 8-bit activations in every product, f16 in the
-/// cache. Measured at most 0.08; what separates the best two tokens is often less than that.
-const REAL_MODEL_TOLERANCE: f32 = 0.12;
+/// Of a real model's logits, relative to the largest: activations of 15 bits in every product, f16 in
+/// the cache, scales of K formats in f16. Measured 0.0007 for SmolLM2, 0.0027 for Qwen2.5.
+const REAL_MODEL_TOLERANCE: f32 = 6e-3;
 /// Of the tiny models' logits: their weights are dense f32, so only K and V are rounded, to f16.
 const TINY_MODEL_TOLERANCE: f32 = 2e-3;
 
@@ -234,11 +234,14 @@ fn real_models_agree_with_the_reference_runner() {
             );
             assert!(worst <= REAL_MODEL_TOLERANCE, "{name}, {isa}: {worst}");
             assert!(
-                same * 10 >= ids.len() * 9,
+                same * 50 >= ids.len() * 49,
                 "{name}, {isa}: {same} of {}",
                 ids.len()
             );
-            assert!(excess_nll.abs() < 0.03, "{name}, {isa}: NLL {excess_nll:+}");
+            assert!(
+                excess_nll.abs() < 0.002,
+                "{name}, {isa}: NLL {excess_nll:+}"
+            );
         }
     }
 }

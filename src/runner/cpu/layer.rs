@@ -183,11 +183,7 @@ impl Layer {
             (Mlp::Plain(activation), _) => {
                 self.up
                     .forward(compute, normed, (Epilogue::Store, inner.values_mut()));
-                activate(
-                    compute,
-                    kernel_of(activation),
-                    (inner, self.down.needs()),
-                );
+                activate(compute, kernel_of(activation), (inner, self.down.needs()));
             }
             (Mlp::Gated(_), parts) => panic!("bug: a gated MLP of {} matrices", parts.len()),
         }
