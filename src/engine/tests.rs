@@ -446,6 +446,12 @@ fn broken_logits_fail_their_own_request_only() {
     });
     let (.., end) = collect(engine.submit(request(&[13], 5)).expect("it fits"));
     assert!(matches!(end, Err(EngineError::StepFailed(_))), "{end:?}");
+    let scored = Request {
+        prompt_logprobs: Some(0),
+        ..request(&[13, 1], 0)
+    };
+    let (.., end) = collect(engine.submit(scored).expect("it fits"));
+    assert!(matches!(end, Err(EngineError::StepFailed(_))), "{end:?}");
     let (tokens, _, end) = collect(engine.submit(request(&[1], 1)).expect("it fits"));
     assert_eq!((tokens, end), (greedy(&[1], 1), Ok(FinishReason::Length)));
     assert_eq!(engine.health(), Health::Ready);

@@ -13,7 +13,7 @@ use super::batch;
 use super::handle::{EngineHandle, Health, Limits, Shared};
 use super::logprobs::TokenLogprobs;
 use super::request::{EngineError, Event, FinishReason, TokenId};
-use super::sampler::Sampler;
+use super::sampler::{NotFinite, Sampler};
 use super::scheduler::{Scheduler, StepPlan};
 use super::sequence::Sequence;
 use super::stats::{BatchStats, EngineStats, KvStats, QueueStats, ratio};
@@ -258,25 +258,28 @@ impl Worker {
         let mut outcomes = Vec::new();
         for chunk in &self.plan.chunks {
             let sequence = &mut self.scheduler.running[chunk.sequence];
-            row += score_prompt(sequence, chunk.num_tokens, logits, row);
+            let num_scored = sequence.scored_positions(chunk.num_tokens).len();
+            let scored = score_prompt(sequence, chunk.num_tokens, logits, row);
+            row += num_scored;
             let computed = sequence.table.num_tokens();
             let in_decode = chunk.num_tokens == 1 && computed >= sequence.num_prompt_tokens;
             num_decode_tokens += usize::from(in_decode);
             let tokens = &sequence.tokens[computed..computed + chunk.num_tokens];
             self.kv.commit(&mut sequence.table, tokens);
-            if chunk.is_last {
-                let outcome = if sequence.max_tokens == 0 {
-                    Some(Outcome::Finished(FinishReason::Length))
-                } else {
+            let outcome = match scored {
+                Err(error) => Some(Outcome::Failed(error.to_string())),
+                Ok(()) if !chunk.is_last => None,
+                Ok(()) if sequence.max_tokens == 0 => Some(Outcome::Finished(FinishReason::Length)),
+                Ok(()) => {
                     num_generated += 1;
                     self.sampler
                         .sample(logits.row(row), &mut sequence.sampler)
                         .map(|token| accept(sequence, token, logits.row(row), forward_end))
                         .unwrap_or_else(|error| Some(Outcome::Failed(error.to_string())))
-                };
-                row += 1;
-                outcomes.extend(outcome.map(|outcome| (chunk.sequence, outcome)));
-            }
+                }
+            };
+            row += usize::from(chunk.is_last);
+            outcomes.extend(outcome.map(|outcome| (chunk.sequence, outcome)));
         }
         self.count_step(
             num_generated,
@@ -428,27 +431,29 @@ impl Worker {
     }
 }
 
-/// Reports the prompt tokens that the next rows of logits score; returns how many rows.
+/// Reports the prompt tokens that the rows of logits from `first_row` on score.
 fn score_prompt(
     sequence: &mut Sequence,
     num_tokens: usize,
     logits: &Logits,
     first_row: usize,
-) -> usize {
-    let positions = sequence.scored_positions(num_tokens);
+) -> Result<(), NotFinite> {
     let num_top = sequence.prompt_logprobs.unwrap_or(0);
-    let scored: Vec<_> = positions
+    let scored: Vec<_> = sequence
+        .scored_positions(num_tokens)
         .zip(first_row..)
         .map(|(position, row)| {
             TokenLogprobs::score(logits.row(row), sequence.tokens[position + 1], num_top)
         })
         .collect();
-    let num_scored = scored.len();
-    if num_scored > 0 {
-        sequence.num_scored_positions += num_scored;
+    if scored.iter().any(|token| token.logprob.is_nan()) {
+        return Err(NotFinite);
+    }
+    if !scored.is_empty() {
+        sequence.num_scored_positions += scored.len();
         sequence.send(Event::Prompt(scored));
     }
-    num_scored
+    Ok(())
 }
 
 /// Adds a sampled token to its sequence; says whether it was the last.
