@@ -3,7 +3,7 @@
 //!
 //! The walk: [`workload`] (what is sent) > [`load`] (when) > [`client`] (one request) >
 //! [`record`] (what was seen) > [`metrics`] (what it means) > [`statistics`] > [`figures`] >
-//! [`report`] > [`benchmarks_md`]. Beside it: [`own_server`] starts the server to measure,
+//! [`section`] > [`benchmarks_md`]. Beside it: [`own_server`] starts the server to measure,
 //! [`watch`] samples it, [`compare`] sets recorded runs side by side, [`ab`] measures two settings in
 //! turn, and [`verify`] holds BENCHMARKS.md to the raw records.
 
@@ -22,8 +22,8 @@ mod own_server;
 mod progress;
 mod provenance;
 pub mod record;
-mod report;
 mod result_file;
+mod section;
 mod server_stats;
 mod session;
 mod sse;

@@ -11,8 +11,8 @@ use super::compare::compare_files;
 use super::machine::{Commit, repository_root};
 use super::measurement::{Target, measure};
 use super::record::{Record, RequestRecord};
-use super::report::Report;
 use super::result_file::ResultFile;
+use super::section::RunSection;
 use super::workload::Workload;
 use super::{ab, verify};
 
@@ -87,13 +87,13 @@ async fn session(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
     file.write(&record.to_json()?)?;
     // What is shown is what the file gives, to the last digit: `verify` has nothing else.
     let record = Record::read(&file.path)?;
-    let report = Report::new(&record, &file.shown);
-    print!("{}", report.to_text());
+    let section = RunSection::new(&record, &file.shown);
+    print!("{}", section.to_text());
     ensure_some_success(&record, &file.shown)?;
     if !args.no_append {
         let path = root.join("BENCHMARKS.md");
-        let (row, section) = (report.to_summary_row(), report.to_markdown());
-        benchmarks_md::append(&path, Table::Runs, &row, &section)?;
+        let (row, markdown) = (section.to_summary_row(), section.to_markdown());
+        benchmarks_md::append(&path, Table::Runs, &row, &markdown)?;
         let shown = path.strip_prefix(folder).unwrap_or(&path).display();
         println!("{:<26}{shown}", "added to");
     }

@@ -14,7 +14,7 @@ use super::ab::AbReport;
 use super::ab::record::AbRecord;
 use super::benchmarks_md::{HEADER, Table, raw_records_of, with_record};
 use super::record::Record;
-use super::report::Report;
+use super::section::RunSection;
 
 /// Checks BENCHMARKS.md in `root`; raw records are named from there. Returns what was found sound.
 ///
@@ -126,8 +126,8 @@ fn rendered(root: &Path, raw: &str) -> anyhow::Result<(Table, String, String)> {
         ))
     } else {
         let record = Record::read(&path)?;
-        let report = Report::new(&record, raw);
-        Ok((Table::Runs, report.to_summary_row(), report.to_markdown()))
+        let section = RunSection::new(&record, raw);
+        Ok((Table::Runs, section.to_summary_row(), section.to_markdown()))
     }
 }
 

@@ -12,14 +12,14 @@ use super::statistics::Summary;
 const COLUMNS: [&str; 7] = ["mean", "std", "p50", "p95", "p99", "max", "samples"];
 
 /// One run, ready to be shown.
-pub struct Report<'a> {
+pub struct RunSection<'a> {
     record: &'a Record,
     metrics: Metrics,
     /// Where the raw records lie, as shown to the reader.
     raw: &'a str,
 }
 
-impl<'a> Report<'a> {
+impl<'a> RunSection<'a> {
     pub fn new(record: &'a Record, raw: &'a str) -> Self {
         Self {
             record,
