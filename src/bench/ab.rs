@@ -32,7 +32,6 @@ use super::provenance::variable_of;
 use super::record::FORMAT_VERSION;
 use super::result_file::ResultFile;
 use super::server_stats::ServerStats;
-use super::workload::Workload;
 
 /// Measures both sides, prints the comparison, saves the raw records, and adds the optimization to
 /// BENCHMARKS.md.
@@ -43,7 +42,7 @@ use super::workload::Workload;
 pub async fn session(folder: &Path, args: &AbArgs) -> anyhow::Result<()> {
     let root = repository_root(folder);
     let page = root.join("BENCHMARKS.md");
-    let loads = draw_loads(args)?;
+    let loads = loads(args)?;
     let file = ResultFile::prepare(folder, &root, args.output.as_deref(), "-ab")?;
     let record = AbRecord {
         ab: asked(args, benchmarks_md::next_optimization(&page)?),
@@ -92,20 +91,22 @@ fn order(pairs: usize) -> Vec<(usize, Side)> {
 }
 
 /// The load of each pair, which differ in nothing but the seed.
-fn draw_loads(args: &AbArgs) -> anyhow::Result<Vec<(LoadArgs, Workload)>> {
+fn loads(args: &AbArgs) -> anyhow::Result<Vec<LoadArgs>> {
+    args.load.slo()?;
     (0..args.blocks as u64)
         .map(|pair| {
             let mut load = args.load.clone();
             load.seed = load.seed.wrapping_add(pair);
-            let workload = Workload::draw(&load.workload_params())?;
-            Ok((load, workload))
+            // What cannot be sent is said before a server is started for it.
+            load.plan(true)?;
+            Ok(load)
         })
         .collect()
 }
 
 async fn measure_blocks(
     args: &AbArgs,
-    loads: &[(LoadArgs, Workload)],
+    loads: &[LoadArgs],
     root: &Path,
     file: &ResultFile,
 ) -> anyhow::Result<Vec<Block>> {
@@ -122,10 +123,7 @@ async fn measure_blocks(
             .await
             .with_context(context)?;
         ensure_known(settings, &target.stats().await?)?;
-        let (load, workload) = &loads[pair];
-        let mut record = measure(&target, load, workload)
-            .await
-            .with_context(context)?;
+        let mut record = measure(&target, &loads[pair]).await.with_context(context)?;
         record.run.commit.clone_from(&commit);
         let metrics = Metrics::of(&record);
         tracing::info!(

@@ -8,10 +8,13 @@ use clap::builder::{BoolishValueParser, RangedU64ValueParser};
 use clap::{Args, Subcommand};
 
 use super::ab::args::AbArgs;
+use super::cache_state::CacheState;
 use super::endpoint::Endpoint;
+use super::goodput::{Bound, Slo};
 use super::load::Arrivals;
+use super::plan::{PhasePlan, Plan};
 use super::record::ClientSettings;
-use super::workload::{WordRange, Workload, WorkloadParams};
+use super::workload::plain::{WordRange, Workload, WorkloadParams};
 
 /// Measure a server over HTTP and append the result to BENCHMARKS.md
 #[derive(Args, Clone, Debug)]
@@ -51,6 +54,13 @@ pub struct LoadArgs {
     /// server is; latencies count from when each was due
     #[arg(long, value_parser = parse_rate, value_name = "PER_SECOND", conflicts_with = "concurrency")]
     pub request_rate: Option<f64>,
+    /// Shape of the gamma distribution of the gaps: 1 is a Poisson process, less comes in bursts,
+    /// more comes evenly
+    #[arg(long, default_value_t = 1.0, value_parser = parse_above_0, value_name = "SHAPE", requires = "request_rate")]
+    pub burstiness: f64,
+    /// The rate rises from this one to --request-rate, in a straight line over the requests
+    #[arg(long, value_parser = parse_rate, value_name = "PER_SECOND", requires = "request_rate")]
+    pub ramp_from: Option<f64>,
     /// Tokens to generate for each request
     #[arg(long, default_value_t = 100, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     pub max_tokens: usize,
@@ -70,6 +80,13 @@ pub struct LoadArgs {
     #[arg(long, default_value = "true", action = clap::ArgAction::Set,
           value_parser = BoolishValueParser::new(), value_name = "BOOL")]
     pub ignore_eos: bool,
+    /// What the prefix cache holds of the measured prompts at the start; verified from what the
+    /// server says it took from there [default: cold for an own server, as-is for another]
+    #[arg(long, value_name = "STATE")]
+    pub cache_state: Option<CacheState>,
+    /// What a good request takes at most, in milliseconds: ttft:500 tpot:50 e2e:3000
+    #[arg(long, value_name = "BOUND", num_args = 1..)]
+    pub goodput: Vec<Bound>,
     /// Seconds after which the client gives up on a request
     #[arg(long, default_value_t = 300.0, value_parser = parse_seconds, value_name = "SECONDS")]
     pub request_timeout: f64,
@@ -97,15 +114,17 @@ impl LoadArgs {
             warmup: self.warmup,
             repeat_ratio: self.repeat_ratio,
             prompt_words: self.prompt_words,
+            max_tokens: self.max_tokens,
             seed: self.seed,
         }
     }
 
     pub fn arrivals(&self) -> Arrivals {
         match self.request_rate {
-            Some(rate_per_s) => Arrivals::Open {
-                rate_per_s,
-                seed: self.seed,
+            Some(request_rate_per_s) => Arrivals::Open {
+                request_rate_per_s,
+                burstiness: self.burstiness,
+                ramp_from_per_s: self.ramp_from,
             },
             None => Arrivals::Closed {
                 concurrency: self.concurrency,
@@ -113,25 +132,63 @@ impl LoadArgs {
         }
     }
 
+    /// What is to be sent to a server of this run alone, or to another.
+    ///
+    /// # Errors
+    /// More different prompts are wanted than the text has openings.
+    pub fn plan(&self, is_own_server: bool) -> anyhow::Result<Plan> {
+        let workload = Workload::draw(&self.workload_params())?;
+        let by_default = match is_own_server {
+            true => CacheState::Cold,
+            false => CacheState::AsIs,
+        };
+        Ok(Plan {
+            source: None,
+            warmup: workload.warmup,
+            phases: vec![PhasePlan {
+                name: "measured".to_owned(),
+                arrivals: self.arrivals(),
+                seed: self.seed,
+                prompts: workload.measured,
+            }],
+            cache_state: self.cache_state.unwrap_or(by_default),
+        })
+    }
+
     pub fn request_timeout(&self) -> Duration {
         Duration::from_secs_f64(self.request_timeout)
     }
 
+    /// The objective of `--goodput`.
+    ///
+    /// # Errors
+    /// A figure is bounded twice.
+    pub fn slo(&self) -> anyhow::Result<Option<Slo>> {
+        Slo::of_bounds(&self.goodput).map_err(anyhow::Error::msg)
+    }
+
     /// The flags as the record keeps them.
-    pub fn client_settings(&self, workload: &Workload) -> ClientSettings {
-        ClientSettings {
-            requests: self.requests,
-            concurrency: self.request_rate.is_none().then_some(self.concurrency),
-            request_rate_per_s: self.request_rate,
-            warmup: self.warmup,
-            max_tokens: self.max_tokens,
-            prompt_words: self.prompt_words,
-            repeat_ratio: self.repeat_ratio,
+    ///
+    /// # Errors
+    /// As for [`Self::slo`].
+    pub fn client_settings(&self, plan: &Plan) -> anyhow::Result<ClientSettings> {
+        let is_plain = plan.source.is_none();
+        Ok(ClientSettings {
+            workload: plan.source.clone(),
+            requests: plan.prompts().count(),
+            concurrency: plan.common(|phase| phase.arrivals.concurrency()),
+            request_rate_per_s: plan.common(|phase| phase.arrivals.request_rate_per_s()),
+            warmup: plan.warmup.len(),
+            max_tokens: is_plain.then_some(self.max_tokens),
+            prompt_words: is_plain.then_some(self.prompt_words),
+            repeat_ratio: is_plain.then_some(self.repeat_ratio),
             seed: self.seed,
             ignore_eos: self.ignore_eos,
             request_timeout_s: self.request_timeout,
-            prompts_sha256: workload.sha256(),
-        }
+            cache_state: Some(plan.cache_state),
+            slo: self.slo()?,
+            prompts_sha256: plan.sha256(),
+        })
     }
 }
 
@@ -161,4 +218,12 @@ fn parse_rate(text: &str) -> Result<f64, String> {
         .contains(&rate)
         .then_some(rate)
         .ok_or_else(|| "a rate lies between 0.001 and 100000 requests per second".to_owned())
+}
+
+fn parse_above_0(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
+    (0.001..=1000.0)
+        .contains(&number)
+        .then_some(number)
+        .ok_or_else(|| "expected a number from 0.001 to 1000".to_owned())
 }

@@ -31,9 +31,10 @@ const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct RequestParams {
     pub model: String,
-    pub max_tokens: usize,
     pub ignore_eos: bool,
     pub timeout: Duration,
+    /// Of the run, counted from 0.
+    pub phase: usize,
     /// Begins every request id, so that the server's log tells runs apart.
     pub id_prefix: String,
 }
@@ -62,11 +63,14 @@ impl Client {
         due: Instant,
         clock: &Clock,
     ) -> RequestRecord {
-        let request_id = format!("{}-{index}", params.id_prefix);
+        let request_id = match params.phase {
+            0 => format!("{}-{index}", params.id_prefix),
+            phase => format!("{}-{phase}-{index}", params.id_prefix),
+        };
         let ask = Ask {
             model: &params.model,
             prompt: &prompt.text,
-            max_tokens: params.max_tokens,
+            max_tokens: prompt.max_tokens,
             ignore_eos: params.ignore_eos,
         };
         let request = self.post(&self.endpoint.body(&ask), &request_id);
@@ -90,6 +94,11 @@ impl Client {
             index,
             prompt: prompt.id,
             repeat: prompt.repeat,
+            phase: params.phase,
+            class: prompt.class.clone(),
+            asked_prompt_tokens: prompt.tokens,
+            shared_prompt_tokens: prompt.shared_tokens,
+            max_tokens: Some(prompt.max_tokens),
             request_id,
             due_ms: clock.ms(due),
             sent_ms: clock.ms(sent),

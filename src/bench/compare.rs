@@ -161,11 +161,13 @@ fn same_prompts(runs: &[(String, Record)]) -> bool {
     let load = |record: &Record| {
         let client = &record.run.client;
         let arrivals = (client.concurrency, client.request_rate_per_s);
+        let phases: Vec<_> = record.run.phases.iter().map(|p| p.arrivals).collect();
         (
             client.prompts_sha256.clone(),
             client.max_tokens,
             client.ignore_eos,
             arrivals,
+            phases,
         )
     };
     runs.windows(2)

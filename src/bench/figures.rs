@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use super::cache_state::CacheCheck;
 use super::metrics::Metrics;
-use super::record::{OWN_SERVER, Run};
+use super::record::{ClientSettings, OWN_SERVER, Record};
 use super::server_stats::ServerStats;
 
 /// Shown where a server does not tell: a missing figure must not read as 0.
@@ -16,7 +17,7 @@ const SEND_DELAY_P99_MAX_MS: f64 = 10.0;
 
 /// What there is to show of a run beside its latencies.
 pub struct Figures<'a> {
-    pub run: &'a Run,
+    pub record: &'a Record,
     pub metrics: &'a Metrics,
 }
 
@@ -48,6 +49,15 @@ impl Figures<'_> {
                 "total throughput",
                 per_second(metrics.total_throughput_tokens_per_s),
             ),
+            (
+                "peak output throughput",
+                per_second(metrics.peak_output_throughput_tokens_per_s),
+            ),
+            (
+                "peak concurrency",
+                format!("{} requests", metrics.peak_concurrent_requests),
+            ),
+            ("goodput", self.goodput()),
             ("tokens in, out", self.tokens()),
             (
                 "cache hit rate, requests",
@@ -66,6 +76,7 @@ impl Figures<'_> {
                 or_na(server.mean_batch_size.map(|x| format!("{x:.2} sequences"))),
             ),
             ("RAM of the server", self.memory()),
+            ("memory of the accelerator", self.device_memory()),
             (
                 "model load time",
                 or_na(server.model_load_time_ms.map(|ms| format!("{ms:.0} ms"))),
@@ -94,9 +105,23 @@ impl Figures<'_> {
         }
     }
 
+    fn goodput(&self) -> String {
+        let slo = self.record.run.client.slo;
+        let Some((slo, goodput)) = slo.zip(self.metrics.goodput) else {
+            return "no objective set".to_owned();
+        };
+        format!(
+            "{:.2} requests/s: {} of {} ({}) met {slo}",
+            goodput.goodput_per_s,
+            goodput.num_good,
+            self.metrics.num_requests,
+            percent(goodput.good_rate)
+        )
+    }
+
     /// An open loop that could not send on time measured itself.
     fn schedule(&self) -> String {
-        let client = &self.run.client;
+        let client = &self.record.run.client;
         let delay = self.metrics.latencies.send_delay_ms;
         match (client.request_rate_per_s, delay) {
             (None, _) => "closed loop: none to keep".to_owned(),
@@ -169,9 +194,19 @@ impl Figures<'_> {
         )
     }
 
+    fn device_memory(&self) -> String {
+        let server = &self.metrics.server;
+        or_na(
+            server
+                .device_memory_peak_bytes
+                .zip(server.device_memory_mean_bytes)
+                .map(|(peak, mean)| format!("peak {}, mean {}", mib(peak as f64), mib(mean))),
+        )
+    }
+
     /// What it was measured on, and how.
     pub fn circumstances(&self) -> Vec<Row> {
-        let run = self.run;
+        let run = &self.record.run;
         let stats = ServerStats::of(&run.server.stats_before);
         let commit = run.commit.as_ref().map(|commit| {
             format!(
@@ -217,7 +252,7 @@ impl Figures<'_> {
             ),
             ("server settings", settings(&stats)),
             ("client settings", self.client_settings()),
-            ("cache at start", self.cache_state().to_owned()),
+            ("cache at start", self.cache_state()),
             (
                 "machine",
                 format!(
@@ -234,35 +269,77 @@ impl Figures<'_> {
     }
 
     fn client_settings(&self) -> String {
-        let client = &self.run.client;
-        format!(
-            "{}, requests={} max_tokens={} prompt_words={} repeat_ratio={} warmup={} seed={} \
-             ignore_eos={} temperature=0 request_timeout_s={} prompts_sha256={}",
-            match client.request_rate_per_s {
-                Some(rate) => format!("open loop, request_rate={rate}"),
-                None => format!("closed loop, concurrency={}", or_na(client.concurrency)),
-            },
-            client.requests,
-            client.max_tokens,
-            client.prompt_words,
-            client.repeat_ratio,
+        let client = &self.record.run.client;
+        let mut text = format!("{}, requests={}", self.arrivals(), client.requests);
+        let mut add = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                let _ = write!(text, " {name}={value}");
+            }
+        };
+        add("max_tokens", client.max_tokens.map(|n| n.to_string()));
+        add(
+            "prompt_words",
+            client.prompt_words.map(|words| words.to_string()),
+        );
+        add(
+            "repeat_ratio",
+            client.repeat_ratio.map(|ratio| ratio.to_string()),
+        );
+        let _ = write!(
+            text,
+            " warmup={} seed={} ignore_eos={} temperature=0 request_timeout_s={} prompts_sha256={}",
             client.warmup,
             client.seed,
             client.ignore_eos,
             client.request_timeout_s,
-            client
-                .prompts_sha256
-                .get(..16)
-                .unwrap_or(&client.prompts_sha256),
-        )
+            short(&client.prompts_sha256)
+        );
+        text
     }
 
-    fn cache_state(&self) -> &'static str {
-        match self.run.server.endpoint == OWN_SERVER {
-            true => "cold: a server of this run alone; warm-up prompts are never measured",
-            false => "as found: what the server kept from before is not known",
+    fn arrivals(&self) -> String {
+        let client = &self.record.run.client;
+        if let Some(workload) = &client.workload {
+            let scale = workload.scale;
+            return format!(
+                "workload={} (sha256 {}) scale={} scale_lengths={} scale_rates={}",
+                workload.name,
+                short(&workload.sha256),
+                scale.requests,
+                scale.lengths,
+                scale.rates
+            );
+        }
+        arrivals_in_short(client)
+    }
+
+    fn cache_state(&self) -> String {
+        let run = &self.record.run;
+        match (
+            CacheCheck::of(self.record),
+            run.server.endpoint == OWN_SERVER,
+        ) {
+            (CacheCheck::NotDeclared, true) => {
+                "cold: a server of this run alone; warm-up prompts are never measured".to_owned()
+            }
+            (CacheCheck::NotDeclared, false) => {
+                "as found: what the server kept from before is not known".to_owned()
+            }
+            (check, _) => check.to_string(),
         }
     }
+}
+
+fn arrivals_in_short(client: &ClientSettings) -> String {
+    match client.request_rate_per_s {
+        Some(rate) => format!("open loop, request_rate={rate}"),
+        None => format!("closed loop, concurrency={}", or_na(client.concurrency)),
+    }
+}
+
+/// The part of a hash that tells it apart.
+fn short(hash: &str) -> &str {
+    hash.get(..16).unwrap_or(hash)
 }
 
 /// Settings that the server reports, as pairs.

@@ -6,31 +6,25 @@
 //!   still unanswered. A server that stalls is asked all the same, and its stall shows in every
 //!   request that was due meanwhile.
 
+mod arrivals;
+
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use rand::Rng as _;
-use rand::SeedableRng as _;
-use rand_chacha::ChaCha8Rng;
 
+pub use self::arrivals::Arrivals;
 use super::client::{Client, RequestParams};
 use super::record::{Clock, RequestRecord};
 use super::workload::Prompt;
-
-/// When the prompts of a run are sent.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Arrivals {
-    Closed { concurrency: usize },
-    Open { rate_per_s: f64, seed: u64 },
-}
 
 /// Sends all prompts and returns their records in sending order; `on_end` sees each as it ends.
 pub async fn run_load(
     client: &Client,
     params: &RequestParams,
     prompts: &[Prompt],
-    arrivals: Arrivals,
+    arrivals: &Arrivals,
+    seed: u64,
     clock: &Clock,
     on_end: impl Fn(&RequestRecord),
 ) -> Vec<RequestRecord> {
@@ -39,11 +33,11 @@ pub async fn run_load(
         on_end(&record);
         record
     };
-    match arrivals {
-        Arrivals::Closed { concurrency } => closed_loop(prompts, concurrency, send).await,
-        Arrivals::Open { rate_per_s, seed } => {
-            let dues = poisson_arrivals(prompts.len(), rate_per_s, seed);
-            open_loop(prompts, &dues, send).await
+    match arrivals.due_times(prompts.len(), seed) {
+        Some(dues) => open_loop(prompts, &dues, send).await,
+        None => {
+            let concurrency = arrivals.concurrency().unwrap_or(1);
+            closed_loop(prompts, concurrency, send).await
         }
     }
 }
@@ -85,44 +79,4 @@ async fn open_loop(
             send(index, prompt, due).await
         });
     join_all(requests).await
-}
-
-/// Due times of a Poisson process, the first at 0: gaps are exponential with mean 1 / rate.
-fn poisson_arrivals(count: usize, rate_per_s: f64, seed: u64) -> Vec<Duration> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut due_s = 0.0;
-    (0..count)
-        .map(|_| {
-            let due = Duration::from_secs_f64(due_s);
-            // 1 - u lies in (0, 1], so that the logarithm is finite.
-            due_s -= (1.0 - rng.random::<f64>()).ln() / rate_per_s;
-            due
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn arrivals_keep_their_rate_and_their_spread_and_follow_the_seed() {
-        let dues = poisson_arrivals(20_001, 50.0, 3);
-        assert_eq!(dues, poisson_arrivals(20_001, 50.0, 3));
-        assert_ne!(dues, poisson_arrivals(20_001, 50.0, 4));
-        assert_eq!(dues[0], Duration::ZERO);
-        let gaps: Vec<f64> = dues
-            .windows(2)
-            .map(|pair| (pair[1] - pair[0]).as_secs_f64())
-            .collect();
-        let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
-        let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
-        assert!((mean * 50.0 - 1.0).abs() < 0.03, "mean gap {mean} s");
-        // Exponential gaps spread as far as their mean; even gaps would not spread at all.
-        assert!(
-            (variance.sqrt() / mean - 1.0).abs() < 0.05,
-            "{}",
-            variance.sqrt() / mean
-        );
-    }
 }

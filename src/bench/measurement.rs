@@ -3,28 +3,34 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use jiff::Timestamp;
 
 use super::args::LoadArgs;
+use super::cache_state::CacheState;
 use super::client::{Client, RequestParams};
 use super::endpoint::{Api, Endpoint};
 use super::load::{Arrivals, run_load};
 use super::machine::Machine;
 use super::own_server::OwnServer;
+use super::plan::{PhasePlan, Plan};
 use super::progress::progress_bar;
 use super::provenance::{command_line, settings_from_environment};
 use super::record::{
-    Clock, FORMAT_VERSION, OWN_SERVER, Record, RequestRecord, Run, ServerRecord, ServerSample,
+    Clock, FORMAT_VERSION, OWN_SERVER, Phase, Record, RequestRecord, Run, ServerRecord,
     judge_missing_usage, round_to_us,
 };
 use super::server_stats::ServerStats;
 use super::watch::{ProcessProbe, Watch};
-use super::workload::Workload;
+use super::workload::Prompt;
 
 /// Names the program in records.
 pub const TOOL: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
+
+/// Clients that warm the server up where the workload has no number of its own.
+const WARMUP_CONCURRENCY: usize = 4;
 
 /// A moment as records have it: UTC, RFC 3339, to the second.
 pub fn utc(at: Timestamp) -> String {
@@ -109,6 +115,11 @@ impl Target {
         [inherited, all]
     }
 
+    /// Whether it serves this run alone.
+    pub fn is_own(&self) -> bool {
+        self.own_server.is_some()
+    }
+
     /// What the server says of itself, `Null` if nothing.
     ///
     /// # Errors
@@ -121,30 +132,38 @@ impl Target {
 /// Warms the server up and measures it.
 ///
 /// # Errors
-/// The server cannot be reached before the load. One that dies under it is a result.
-pub async fn measure(
-    target: &Target,
-    load: &LoadArgs,
-    workload: &Workload,
-) -> anyhow::Result<Record> {
+/// The server cannot be reached before the load, or the plan cannot be made. One that dies under it
+/// is a result.
+pub async fn measure(target: &Target, load: &LoadArgs) -> anyhow::Result<Record> {
     let started = Timestamp::now();
     let machine = Machine::this();
     let client = &target.client;
+    let plan = load.plan(target.is_own())?;
     let params = RequestParams {
         model: target.model.clone().unwrap_or_default(),
-        max_tokens: load.max_tokens,
         ignore_eos: load.ignore_eos,
         timeout: load.request_timeout(),
+        phase: 0,
         id_prefix: format!("bench-{}", started.as_millisecond()),
     };
-    warm_up(client, &params, workload, load.concurrency).await;
+    warm_up(client, &params, &plan).await;
 
-    let stats_before = target.stats().await?;
-    let mut measured = measure_load(load, client, &params, workload, target.process()).await;
-    // A server that died under the load is a result, and its records are kept.
-    let stats_after = target.stats().await.unwrap_or_default();
-    judge_missing_usage(&mut measured.requests);
+    let mut measured = Measured::new(target, &params);
+    for phase in &plan.phases {
+        measured.phase(phase).await?;
+    }
+    let Measured {
+        mut requests,
+        phases,
+        watch,
+        ..
+    } = measured;
+    judge_missing_usage(&mut requests);
 
+    let (Some(first), Some(last)) = (phases.first(), phases.last()) else {
+        bail!("the workload has no phase");
+    };
+    let (stats_before, stats_after) = (first.stats_before.clone(), last.stats_after.clone());
     let [inherited, environment] = target.environment(&ServerStats::of(&stats_before));
     let run = Run {
         format_version: FORMAT_VERSION,
@@ -154,87 +173,134 @@ pub async fn measure(
         environment,
         commit: None,
         machine,
-        client: load.client_settings(workload),
+        client: load.client_settings(&plan)?,
         server: ServerRecord {
             endpoint: target.describe(),
             api: client.endpoint.path().to_owned(),
             model: target.model.clone(),
             stats_before,
             stats_after,
-            samples: measured.samples,
+            samples: watch.samples,
         },
-        duration_ms: duration_ms(&measured.requests),
-        client_cpu_ms: measured.client_cpu_ms,
+        duration_ms: phases.iter().map(|phase| phase.duration_ms).sum(),
+        client_cpu_ms: phases.iter().map(|phase| phase.client_cpu_ms).sum(),
+        phases,
     };
-    Ok(Record {
-        run,
-        requests: measured.requests,
-    })
+    Ok(Record { run, requests })
 }
 
-async fn warm_up(client: &Client, params: &RequestParams, workload: &Workload, concurrency: usize) {
+async fn warm_up(client: &Client, params: &RequestParams, plan: &Plan) {
     let params = RequestParams {
         id_prefix: format!("{}-warmup", params.id_prefix),
         ..params.clone()
     };
-    let bar = progress_bar(Some(workload.warmup.len()), "warming up");
-    run_load(
-        client,
-        &params,
-        &workload.warmup,
-        Arrivals::Closed { concurrency },
-        &Clock::start(),
-        |_| bar.inc(1),
-    )
+    let mut prompts = plan.warmup.clone();
+    if plan.cache_state == CacheState::Warm {
+        let first_times = plan.prompts().filter(|prompt| !prompt.repeat);
+        prompts.extend(first_times.map(|prompt| Prompt {
+            max_tokens: 1,
+            ..prompt.clone()
+        }));
+    }
+    let concurrency = plan.common(|phase| phase.arrivals.concurrency());
+    let arrivals = Arrivals::Closed {
+        concurrency: concurrency.unwrap_or(WARMUP_CONCURRENCY),
+    };
+    let bar = progress_bar(Some(prompts.len()), "warming up");
+    let clock = Clock::start();
+    run_load(client, &params, &prompts, &arrivals, 0, &clock, |_| {
+        bar.inc(1);
+    })
     .await;
     bar.finish_and_clear();
 }
 
-struct Measured {
+/// What has been measured so far.
+struct Measured<'a> {
+    target: &'a Target,
+    params: &'a RequestParams,
+    clock: Clock,
+    watch: Watch<'a>,
+    own_cpu: Option<ProcessProbe>,
     requests: Vec<RequestRecord>,
-    samples: Vec<ServerSample>,
-    client_cpu_ms: u64,
+    phases: Vec<Phase>,
 }
 
-async fn measure_load(
-    load: &LoadArgs,
-    client: &Client,
-    params: &RequestParams,
-    workload: &Workload,
-    process: Option<ProcessProbe>,
-) -> Measured {
-    let mut own_cpu = ProcessProbe::new(std::process::id());
-    let mut cpu_ms = || {
-        own_cpu
-            .as_mut()
-            .and_then(ProcessProbe::cpu_time_ms)
-            .unwrap_or_default()
-    };
-    let bar = progress_bar(Some(load.requests), "measuring");
-    let failed = std::cell::Cell::new(0);
-    let on_end = |record: &RequestRecord| {
-        bar.inc(1);
-        if !record.is_success() {
-            failed.set(failed.get() + 1);
-            bar.set_message(format!("measuring, {} failed", failed.get()));
+impl<'a> Measured<'a> {
+    fn new(target: &'a Target, params: &'a RequestParams) -> Self {
+        let clock = Clock::start();
+        Self {
+            target,
+            params,
+            clock,
+            watch: Watch::new(&target.client, target.process(), clock),
+            own_cpu: ProcessProbe::new(std::process::id()),
+            requests: Vec::new(),
+            phases: Vec::new(),
         }
-    };
-    let clock = Clock::start();
-    let mut watch = Watch::new(client, process, &clock);
-    // However short the run, there is one sample of it.
-    watch.sample().await;
-    let cpu_before = cpu_ms();
-    let prompts = &workload.measured;
-    let requests = tokio::select! {
-        requests = run_load(client, params, prompts, load.arrivals(), &clock, on_end) => requests,
-        never = watch.run() => never,
-    };
-    let client_cpu_ms = cpu_ms().saturating_sub(cpu_before);
-    bar.finish_and_clear();
-    Measured {
-        requests,
-        samples: watch.samples,
-        client_cpu_ms,
+    }
+
+    fn now_ms(&self) -> f64 {
+        self.clock.ms(Instant::now())
+    }
+
+    fn cpu_ms(&mut self) -> u64 {
+        let own = self.own_cpu.as_mut();
+        own.and_then(ProcessProbe::cpu_time_ms).unwrap_or_default()
+    }
+
+    async fn phase(&mut self, plan: &PhasePlan) -> anyhow::Result<()> {
+        let target = self.target;
+        // One that died in an earlier phase has no more to say of itself, and its requests fail.
+        let stats_before = match self.phases.is_empty() {
+            true => target.stats().await?,
+            false => target.stats().await.unwrap_or_default(),
+        };
+        let params = RequestParams {
+            phase: self.phases.len(),
+            ..self.params.clone()
+        };
+        let bar = progress_bar(Some(plan.prompts.len()), "measuring");
+        let failed = std::cell::Cell::new(0);
+        let on_end = |record: &RequestRecord| {
+            bar.inc(1);
+            if !record.is_success() {
+                failed.set(failed.get() + 1);
+                bar.set_message(format!("measuring, {} failed", failed.get()));
+            }
+        };
+        let start_ms = self.now_ms();
+        // However short the phase, there is a sample of it.
+        self.watch.sample().await;
+        let cpu_before_ms = self.cpu_ms();
+        let (client, clock) = (&target.client, &self.clock);
+        let load = run_load(
+            client,
+            &params,
+            &plan.prompts,
+            &plan.arrivals,
+            plan.seed,
+            clock,
+            on_end,
+        );
+        let requests = tokio::select! {
+            requests = load => requests,
+            never = self.watch.run() => never,
+        };
+        let client_cpu_ms = self.cpu_ms().saturating_sub(cpu_before_ms);
+        bar.finish_and_clear();
+        self.phases.push(Phase {
+            name: plan.name.clone(),
+            arrivals: plan.arrivals,
+            start_ms,
+            end_ms: self.now_ms(),
+            duration_ms: duration_ms(&requests),
+            client_cpu_ms,
+            stats_before,
+            stats_after: target.stats().await.unwrap_or_default(),
+        });
+        self.requests.extend(requests);
+        Ok(())
     }
 }
 

@@ -11,6 +11,8 @@
 //!   first token, so a slow prefill does not show in it.
 //! * `itl`: each gap between consecutive events with text, pooled over all requests. A server may
 //!   put several tokens into an event, or hold back text; `tokens_per_event` tells.
+//! * `service`: last event with text or the finish reason - send time: what `e2e` would be, had the
+//!   load generator never been late. The difference is not the server's.
 //! * `queue`, `prefill`, `decode`: as the server reports them; arrival > first prefill chunk >
 //!   first token > last token.
 //!
@@ -19,17 +21,25 @@
 //! * `request_throughput`: successful requests / duration.
 //! * `output_throughput`, `total_throughput`: output tokens, or prompt and output tokens, of
 //!   successful requests / duration. Tokens are those of the server's `usage`.
+//! * `peak_output_throughput`: most output tokens in a second, of seconds counted from the start; a
+//!   request's tokens are spread evenly over its events.
+//! * `peak_concurrent_requests`: most successful requests between their send time and their end.
+//! * `goodput`: successful requests that met the objective / duration; `good_rate`: / all requests.
+//! * `shed_rate`: requests that the server refused for its load (429, 503) / all requests.
 //! * `error_rate`: failed requests / all requests.
 //! * `cached_request_rate`: successful requests whose whole prompt, but for the last token that is
 //!   always computed, came from the prefix cache.
 //! * `cached_token_rate`: prompt tokens from the prefix cache / prompt tokens.
 //! * `client_cpu_share`: CPU time of the load generator / duration; it shares the machine.
 
+mod peaks;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::record::{Record, RequestRecord, ServerSample, ServerTimings, Usage};
+use super::goodput::{Slo, Took};
+use super::record::{FailureReason, Record, RequestRecord, ServerSample, ServerTimings, Usage};
 use super::server_stats::ServerStats;
 use super::statistics::Summary;
 
@@ -40,6 +50,7 @@ pub struct Metrics {
     pub num_requests: usize,
     pub num_successes: usize,
     pub error_rate: f64,
+    pub shed_rate: f64,
     /// Failures by reason.
     pub failures: BTreeMap<String, usize>,
     pub duration_s: f64,
@@ -47,6 +58,11 @@ pub struct Metrics {
     pub request_throughput_per_s: f64,
     pub output_throughput_tokens_per_s: Option<f64>,
     pub total_throughput_tokens_per_s: Option<f64>,
+    pub peak_output_throughput_tokens_per_s: Option<f64>,
+    pub peak_concurrent_requests: usize,
+    /// Where an objective was set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goodput: Option<Goodput>,
     pub prompt_tokens: Option<u64>,
     pub output_tokens: Option<u64>,
     /// Output tokens are counted by events, because the server sends no usage.
@@ -58,6 +74,14 @@ pub struct Metrics {
     pub client_cpu_share: f64,
 }
 
+/// Requests that met the objective.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Goodput {
+    pub num_good: usize,
+    pub good_rate: f64,
+    pub goodput_per_s: f64,
+}
+
 /// In milliseconds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Latencies {
@@ -65,6 +89,7 @@ pub struct Latencies {
     pub tpot_ms: Option<Summary>,
     pub itl_ms: Option<Summary>,
     pub e2e_ms: Option<Summary>,
+    pub service_ms: Option<Summary>,
     pub send_delay_ms: Option<Summary>,
     pub queue_ms: Option<Summary>,
     pub prefill_ms: Option<Summary>,
@@ -76,6 +101,11 @@ pub struct Latencies {
 pub struct ServerMetrics {
     pub memory_peak_bytes: Option<u64>,
     pub memory_mean_bytes: Option<f64>,
+    /// Of the accelerator, where the server has one and tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_memory_peak_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_memory_mean_bytes: Option<f64>,
     pub model_load_time_ms: Option<f64>,
     pub mean_batch_size: Option<f64>,
     pub kv_peak_tokens: Option<u64>,
@@ -99,6 +129,7 @@ impl Metrics {
             num_requests: requests.len(),
             num_successes: successes.len(),
             error_rate: share(requests.len() - successes.len(), requests.len()).unwrap_or(0.0),
+            shed_rate: shed_rate(requests),
             failures: count_failures(requests),
             duration_s,
             latencies: Latencies::of(requests, &successes),
@@ -108,6 +139,16 @@ impl Metrics {
                 .output
                 .zip(tokens.prompt)
                 .map(|(output, prompt)| per_second(output + prompt, duration_s)),
+            peak_output_throughput_tokens_per_s: peaks::output_tokens_per_s(&successes),
+            peak_concurrent_requests: peaks::concurrent_requests(&successes),
+            goodput: record.run.client.slo.map(|slo| {
+                let num_good = successes.iter().filter(|r| is_good(r, &slo)).count();
+                Goodput {
+                    num_good,
+                    good_rate: share(num_good, requests.len()).unwrap_or(0.0),
+                    goodput_per_s: per_second(num_good as u64, duration_s),
+                }
+            }),
             prompt_tokens: tokens.prompt,
             output_tokens: tokens.output,
             counted_by_events: tokens.output.is_some()
@@ -147,6 +188,7 @@ impl Latencies {
             tpot_ms: summary(tpot_ms),
             itl_ms: Summary::of_ms(&gaps),
             e2e_ms: summary(|r| Some(r.end_ms - r.due_ms)),
+            service_ms: summary(|r| Some(r.end_ms - r.sent_ms)),
             send_delay_ms: Summary::of_ms(&send_delays),
             queue_ms: phase(|timings| timings.queue_ms),
             prefill_ms: phase(|timings| timings.prefill_ms),
@@ -163,6 +205,23 @@ fn tpot_ms(request: &RequestRecord) -> Option<f64> {
     let first = request.first_token_ms?;
     let tokens_after_first = request.output_tokens()?.checked_sub(1).filter(|n| *n > 0)?;
     Some((request.end_ms - first) / tokens_after_first as f64)
+}
+
+fn is_good(request: &RequestRecord, slo: &Slo) -> bool {
+    slo.is_met_by(&Took {
+        ttft_ms: ttft_ms(request),
+        tpot_ms: tpot_ms(request),
+        e2e_ms: request.end_ms - request.due_ms,
+    })
+}
+
+fn shed_rate(requests: &[RequestRecord]) -> f64 {
+    let is_shed = |request: &&RequestRecord| {
+        let failure = request.failure.as_ref();
+        failure.is_some_and(|failure| failure.reason == FailureReason::Status)
+            && matches!(request.status, Some(429 | 503))
+    };
+    share(requests.iter().filter(is_shed).count(), requests.len()).unwrap_or(0.0)
 }
 
 /// Sums over the successful requests; `None` where a request of them does not tell.
@@ -234,18 +293,21 @@ impl ServerMetrics {
                 .zip(count(&before))
                 .map(|(after, before)| after.saturating_sub(before))
         };
-        let memory: Vec<u64> = server
-            .samples
-            .iter()
-            .filter_map(|s| s.memory_bytes)
-            .collect();
+        let all = |of_sample: fn(&ServerSample) -> Option<u64>| -> Vec<u64> {
+            server.samples.iter().filter_map(of_sample).collect()
+        };
+        let mean = |values: &[u64]| share(values.iter().sum(), values.len() as u64);
+        let memory = all(|sample| sample.memory_bytes);
+        let device_memory = all(|sample| sample.device_memory_bytes);
         let eviction_time_ms = after
             .evictions
             .eviction_time_ms
             .zip(before.evictions.eviction_time_ms);
         Self {
             memory_peak_bytes: memory.iter().copied().max(),
-            memory_mean_bytes: share(memory.iter().sum(), memory.len() as u64),
+            memory_mean_bytes: mean(&memory),
+            device_memory_peak_bytes: device_memory.iter().copied().max(),
+            device_memory_mean_bytes: mean(&device_memory),
             model_load_time_ms: before.model.load_time_ms,
             mean_batch_size: delta(|s| s.batch.num_step_sequences)
                 .zip(delta(|s| s.batch.num_steps))

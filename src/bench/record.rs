@@ -3,6 +3,12 @@
 //! Times are milliseconds since the run began, rounded to a microsecond when they are taken, so
 //! that every figure can be derived again from the file. The file is one JSON object: `run` and
 //! `metrics` for readers, and `requests` with one request a line.
+//!
+//! A run has one phase or several, each a load of its own on the same server; [`Record::of_phase`]
+//! gives one of them as a record, so that every figure of a run is one of a phase too.
+
+mod phase;
+mod request;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,9 +18,15 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::phase::Phase;
+pub use self::request::{
+    Failure, FailureReason, RequestRecord, ServerTimings, Usage, judge_missing_usage,
+};
+use super::cache_state::CacheState;
+use super::goodput::Slo;
 use super::machine::{Commit, Machine};
 use super::metrics::Metrics;
-use super::workload::WordRange;
+use super::workload::plain::WordRange;
 
 /// Version of the file format; raised when a reader of old files would misread new ones.
 pub const FORMAT_VERSION: u32 = 1;
@@ -41,29 +53,71 @@ pub struct Run {
     pub machine: Machine,
     pub client: ClientSettings,
     pub server: ServerRecord,
-    /// From the first due time to the last end.
+    /// From the first due time to the last end; of several phases, the sum of theirs.
     pub duration_ms: f64,
     /// CPU time of the load generator while it measured.
     pub client_cpu_ms: u64,
+    /// The parts of the run, in order. Empty in records from before there were several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<Phase>,
 }
 
-/// What was sent, and how.
+/// What was sent, and how. `None`: it has no such thing, or each phase its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClientSettings {
+    /// The named workload; the flags of a plain one are the fields below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<WorkloadSource>,
     pub requests: usize,
     /// Clients of a closed loop; `None` for an open loop.
     pub concurrency: Option<usize>,
     /// Mean arrivals of an open loop; `None` for a closed one.
     pub request_rate_per_s: Option<f64>,
     pub warmup: usize,
-    pub max_tokens: usize,
-    pub prompt_words: WordRange,
-    pub repeat_ratio: f64,
+    pub max_tokens: Option<usize>,
+    pub prompt_words: Option<WordRange>,
+    pub repeat_ratio: Option<f64>,
     pub seed: u64,
     pub ignore_eos: bool,
     pub request_timeout_s: f64,
+    /// What the server's prefix cache was said to hold at the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_state: Option<CacheState>,
+    /// Which requests count as good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slo: Option<Slo>,
     /// SHA-256 of the measured prompts in order.
     pub prompts_sha256: String,
+}
+
+/// Where a named workload comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkloadSource {
+    pub name: String,
+    /// SHA-256 of its definition's text.
+    pub sha256: String,
+    pub scale: Scale,
+}
+
+/// How much of a workload was sent; 1 is all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scale {
+    /// Of the number of requests.
+    pub requests: f64,
+    /// Of the lengths of prompts and answers.
+    pub lengths: f64,
+    /// Of the rates at which requests are due.
+    pub rates: f64,
+}
+
+impl Default for Scale {
+    fn default() -> Self {
+        Self {
+            requests: 1.0,
+            lengths: 1.0,
+            rates: 1.0,
+        }
+    }
 }
 
 /// `ServerRecord::endpoint` of a server that was started for the run.
@@ -84,7 +138,7 @@ pub struct ServerRecord {
 }
 
 /// The server at one moment of the run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServerSample {
     pub at_ms: f64,
     /// Resident memory of the process.
@@ -98,139 +152,15 @@ pub struct ServerSample {
     pub kv_used_tokens: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_used_bytes: Option<u64>,
-}
-
-/// One request as the client saw it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct RequestRecord {
-    pub index: usize,
-    /// Which prompt; equal for equal texts.
-    pub prompt: usize,
-    pub repeat: bool,
-    /// Sent as `x-request-id`.
-    pub request_id: String,
-    /// When the request should have been sent: for a closed loop, when its client became free.
-    pub due_ms: f64,
-    pub sent_ms: f64,
+    /// Since the server's start: steps, and the sum of the sequences in them. The batch size
+    /// between two samples is the ratio of their differences.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub first_token_ms: Option<f64>,
-    /// Last event with a token or the finish reason; for a failure, when it was noticed.
-    pub end_ms: f64,
-    /// Between consecutive events with text.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub gaps_ms: Vec<f64>,
+    pub num_steps: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
-    /// The whole prompt came from the cache, where the server says so.
+    pub num_step_sequences: Option<u64>,
+    /// Memory in use on the server's accelerator, where it has one and tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cached: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timings: Option<ServerTimings>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub finish_reason: Option<String>,
-    /// HTTP status; none if no answer came.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub status: Option<u16>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<Failure>,
-}
-
-impl RequestRecord {
-    pub fn is_success(&self) -> bool {
-        self.failure.is_none()
-    }
-
-    /// Events that carried text.
-    pub fn num_events(&self) -> usize {
-        self.first_token_ms.map_or(0, |_| self.gaps_ms.len() + 1)
-    }
-
-    /// By the server's usage, else by events; `None` if neither is known.
-    pub fn output_tokens(&self) -> Option<u64> {
-        let by_usage = self.usage.map(|usage| usage.completion_tokens);
-        by_usage.or(self.first_token_ms.map(|_| self.num_events() as u64))
-    }
-}
-
-/// Token counts as the server gives them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
-    pub prompt_tokens: u64,
-    pub completion_tokens: u64,
-    /// Prompt tokens that were not computed again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cached_tokens: Option<u64>,
-}
-
-/// Where the server says the time went.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct ServerTimings {
-    pub queue_ms: f64,
-    pub prefill_ms: f64,
-    pub decode_ms: f64,
-}
-
-/// Why a request does not count.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    pub reason: FailureReason,
-    pub message: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FailureReason {
-    /// No connection, or it broke before the answer began.
-    Connection,
-    /// A status other than 200.
-    Status,
-    /// The answer is neither the JSON nor the event stream that it should be.
-    Malformed,
-    /// The stream carried an error event.
-    ErrorEvent,
-    /// The stream ended before its finish reason or its `[DONE]`.
-    CutStream,
-    /// The stream has no usage although other answers of this server have.
-    MissingUsage,
-    /// No end within the client's time limit.
-    Timeout,
-}
-
-impl Failure {
-    pub fn new(reason: FailureReason, message: impl Into<String>) -> Self {
-        Self {
-            reason,
-            message: message.into(),
-        }
-    }
-
-    /// A few words to count failures by.
-    pub fn label(&self, status: Option<u16>) -> String {
-        match self.reason {
-            FailureReason::Status => format!("HTTP {}", status.unwrap_or_default()),
-            FailureReason::Connection => "connection".to_owned(),
-            FailureReason::Malformed => "malformed answer".to_owned(),
-            FailureReason::ErrorEvent => "error event".to_owned(),
-            FailureReason::CutStream => "stream cut short".to_owned(),
-            FailureReason::MissingUsage => "no usage".to_owned(),
-            FailureReason::Timeout => "client timeout".to_owned(),
-        }
-    }
-}
-
-/// A server that gives usage gives it always: an answer without it was cut, or the server erred.
-/// Where no answer has any, tokens are counted by events and nothing is judged.
-pub fn judge_missing_usage(records: &mut [RequestRecord]) {
-    if records.iter().all(|record| record.usage.is_none()) {
-        return;
-    }
-    for record in records
-        .iter_mut()
-        .filter(|r| r.is_success() && r.usage.is_none())
-    {
-        let message = "the answer ended without usage";
-        record.failure = Some(Failure::new(FailureReason::MissingUsage, message));
-    }
+    pub device_memory_bytes: Option<u64>,
 }
 
 /// Turns instants into milliseconds since the run began.
@@ -257,6 +187,50 @@ pub fn round_to_us(ms: f64) -> f64 {
 }
 
 impl Record {
+    /// One phase as a record of its own: its requests, samples, statistics and arrivals. A record
+    /// without phases is its own only one.
+    pub fn of_phase(&self, index: usize) -> Self {
+        let mut record = self.clone();
+        let Some(phase) = self.run.phases.get(index) else {
+            return record;
+        };
+        record.requests.retain(|request| request.phase == index);
+        let run = &mut record.run;
+        run.phases = vec![phase.clone()];
+        run.duration_ms = phase.duration_ms;
+        run.client_cpu_ms = phase.client_cpu_ms;
+        run.client.requests = record.requests.len();
+        run.client.concurrency = phase.arrivals.concurrency();
+        run.client.request_rate_per_s = phase.arrivals.request_rate_per_s();
+        run.server.stats_before = phase.stats_before.clone();
+        run.server.stats_after = phase.stats_after.clone();
+        run.server
+            .samples
+            .retain(|sample| phase.holds(sample.at_ms));
+        record
+    }
+
+    /// The classes of its requests, in the order of their first request.
+    pub fn classes(&self) -> Vec<&str> {
+        let mut classes: Vec<&str> = Vec::new();
+        for class in self.requests.iter().filter_map(|r| r.class.as_deref()) {
+            if !classes.contains(&class) {
+                classes.push(class);
+            }
+        }
+        classes
+    }
+
+    /// The same run with the requests of one class alone. Its latencies are those of the class; its
+    /// throughput is the class's part of the whole.
+    pub fn of_class(&self, class: &str) -> Self {
+        let mut record = self.clone();
+        record
+            .requests
+            .retain(|request| request.class.as_deref() == Some(class));
+        record
+    }
+
     /// The file's text: `metrics` are written for its readers and never read back.
     ///
     /// # Errors

@@ -75,7 +75,7 @@ impl<'a> RunSection<'a> {
 
     fn figures(&self) -> Figures<'_> {
         Figures {
-            run: &self.record.run,
+            record: self.record,
             metrics: &self.metrics,
         }
     }
@@ -149,6 +149,9 @@ impl<'a> RunSection<'a> {
 
     fn load_in_short(&self) -> String {
         let client = &self.record.run.client;
+        if let Some(workload) = &client.workload {
+            return format!("workload {}, {} requests", workload.name, client.requests);
+        }
         let load = match (client.request_rate_per_s, client.concurrency) {
             (Some(rate), _) => format!("{rate} a second"),
             (None, Some(1)) => "1 client".to_owned(),
@@ -158,12 +161,13 @@ impl<'a> RunSection<'a> {
     }
 }
 
-fn latency_rows(latencies: &Latencies) -> [(&'static str, Option<Summary>); 8] {
+fn latency_rows(latencies: &Latencies) -> [(&'static str, Option<Summary>); 9] {
     [
         ("TTFT", latencies.ttft_ms),
         ("TPOT", latencies.tpot_ms),
         ("ITL", latencies.itl_ms),
         ("E2E", latencies.e2e_ms),
+        ("service", latencies.service_ms),
         ("queue (server)", latencies.queue_ms),
         ("prefill (server)", latencies.prefill_ms),
         ("decode (server)", latencies.decode_ms),

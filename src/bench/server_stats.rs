@@ -61,6 +61,8 @@ pub struct Evictions {
 pub struct Memory {
     /// Resident memory of the server's process.
     pub rss_bytes: Option<u64>,
+    /// In use on its accelerator.
+    pub device_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

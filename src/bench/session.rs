@@ -13,7 +13,6 @@ use super::measurement::{Target, measure};
 use super::record::{Record, RequestRecord};
 use super::result_file::ResultFile;
 use super::section::RunSection;
-use super::workload::Workload;
 use super::{ab, verify};
 
 /// Measures, prints the table, saves the raw records, and adds the run to BENCHMARKS.md; or what
@@ -74,13 +73,15 @@ async fn interrupted() -> anyhow::Result<()> {
 
 async fn session(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
     let root = repository_root(folder);
-    let workload = Workload::draw(&args.load.workload_params())?;
+    // What cannot be sent is said before a server is started for it.
+    args.load.plan(args.endpoint.is_none())?;
+    args.load.slo()?;
     let file = ResultFile::prepare(folder, &root, args.output.as_deref(), "")?;
     let target = match &args.endpoint {
         Some(endpoint) => Target::running(endpoint).await?,
         None => Target::start(&Default::default(), &file.log()).await?,
     };
-    let mut record = measure(&target, &args.load, &workload).await?;
+    let mut record = measure(&target, &args.load).await?;
     record.run.commit = Commit::of(&root);
     drop(target);
 

@@ -54,13 +54,13 @@ impl ProcessProbe {
 pub struct Watch<'a> {
     client: &'a Client,
     process: Option<ProcessProbe>,
-    clock: &'a Clock,
+    clock: Clock,
     pub samples: Vec<ServerSample>,
 }
 
 impl<'a> Watch<'a> {
     /// The memory is that of `process`, or else what the server's own statistics say.
-    pub fn new(client: &'a Client, process: Option<ProcessProbe>, clock: &'a Clock) -> Self {
+    pub fn new(client: &'a Client, process: Option<ProcessProbe>, clock: Clock) -> Self {
         Self {
             client,
             process,
@@ -97,6 +97,9 @@ impl<'a> Watch<'a> {
             num_waiting_requests: stats.queue.num_waiting_requests,
             kv_used_tokens: stats.kv_cache.used_tokens,
             kv_used_bytes: stats.kv_cache.used_bytes,
+            num_steps: stats.batch.num_steps,
+            num_step_sequences: stats.batch.num_step_sequences,
+            device_memory_bytes: stats.memory.device_bytes,
         });
     }
 }

@@ -120,19 +120,26 @@ impl<'a> AbReport<'a> {
         } else {
             ""
         };
-        let load = match (client.request_rate_per_s, client.concurrency) {
-            (Some(rate), _) => format!("{rate} a second on average"),
-            (None, clients) => format!("{} at once", or_na(clients)),
+        let load = match (
+            &client.workload,
+            client.request_rate_per_s,
+            client.concurrency,
+        ) {
+            (Some(workload), ..) => format!("workload {}", workload.name),
+            (None, Some(rate), _) => format!("{rate} a second on average"),
+            (None, None, clients) => format!("{} at once", or_na(clients)),
         };
+        let tokens = client
+            .max_tokens
+            .map_or_else(String::new, |most| format!(", {most} tokens each at most"));
         format!(
             "A, before: {}. B, after: {}. {} blocks of each, in the order {}{more}. Each block: {} requests, \
-             {load}, {} tokens each at most.",
+             {load}{tokens}.",
             code(&ab.a),
             code(&ab.b),
             self.a.len(),
             order.join(" "),
             client.requests,
-            client.max_tokens
         )
     }
 

@@ -170,7 +170,7 @@ impl AbReport<'_> {
     /// See [`SHARED`].
     pub(super) fn shared_rows(&self) -> Vec<Row> {
         let figures = Figures {
-            run: &self.first(Side::A).run,
+            record: self.first(Side::A),
             metrics: &self.a[0],
         };
         let is_shared = |(name, _): &(&str, String)| SHARED.contains(name);

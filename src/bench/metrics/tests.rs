@@ -51,9 +51,12 @@ pub fn record(requests: Vec<RequestRecord>) -> Record {
                 concurrency: Some(1),
                 request_rate_per_s: None,
                 warmup: 0,
-                max_tokens: 5,
-                prompt_words: "20".parse().expect("a number of words"),
-                repeat_ratio: 0.0,
+                workload: None,
+                max_tokens: Some(5),
+                prompt_words: Some("20".parse().expect("a number of words")),
+                repeat_ratio: Some(0.0),
+                cache_state: None,
+                slo: None,
                 seed: 1,
                 ignore_eos: true,
                 request_timeout_s: 10.0,
@@ -67,6 +70,7 @@ pub fn record(requests: Vec<RequestRecord>) -> Record {
                 stats_after: Value::Null,
                 samples: Vec::new(),
             },
+            phases: Vec::new(),
             duration_ms: 2000.0,
             client_cpu_ms: 100,
         },
@@ -228,12 +232,9 @@ fn server_figures_are_differences_and_peaks_over_the_run() {
     run.run.server.stats_before = stats(10, 10, 0, 1);
     run.run.server.stats_after = stats(20, 45, 30, 3);
     let sample = |memory, tokens| ServerSample {
-        at_ms: 0.0,
         memory_bytes: Some(memory),
-        num_running_requests: None,
-        num_waiting_requests: None,
         kv_used_tokens: tokens,
-        kv_used_bytes: None,
+        ..ServerSample::default()
     };
     run.run.server.samples = vec![
         sample(100, Some(5)),
