@@ -6,58 +6,24 @@ mod ragged;
 use std::path::Path;
 
 use candle_core::Device;
-use candlepower::kernels::Isa;
+use candlepower::kernels::{Isa, TILE_TOKENS};
 use candlepower::model::{LoadedModel, ModelFiles, TokenizerFiles, load};
 use candlepower::runner::BlockCopy;
 use candlepower::runner::candle::CandleRunner;
-use candlepower::runner::cpu::CpuRunner;
 use candlepower::text::Tokenizer;
-use ragged::{Driver, NUM_BLOCKS, Sequence, argmax, load_folder, relative_error};
-use serde::Deserialize;
+use ragged::{
+    Driver, MODELS, NUM_BLOCKS, Sequence, argmax, cases, chunk_sizes, load_folder, relative_error,
+};
 
-const MODELS: [&str; 5] = [
-    "tiny-gpt2",
-    "tiny-llama",
-    "tiny-mistral",
-    "tiny-qwen2",
-    "tiny-qwen3",
-];
-const BLOCK_SIZE: usize = 16;
+const BLOCK_SIZE: usize = TILE_TOKENS;
 /// Of a real model's logits, relative to the largest: activations of 15 bits in every product, f16 in
 /// the cache, scales of K formats in f16. Measured 0.0007 for SmolLM2, 0.0027 for Qwen2.5.
 const REAL_MODEL_TOLERANCE: f32 = 6e-3;
 /// Of the tiny models' logits: their weights are dense f32, so only K and V are rounded, to f16.
 const TINY_MODEL_TOLERANCE: f32 = 2e-3;
 
-#[derive(Deserialize)]
-struct Golden {
-    cases: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    ids: Vec<u32>,
-    /// Of all positions, or of the last alone.
-    logits: Vec<Vec<f32>>,
-    greedy: Vec<u32>,
-}
-
-fn cases(model: &str) -> Vec<Case> {
-    let path = format!("{}/models/{model}/golden.json", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(path).expect("a committed file");
-    serde_json::from_str::<Golden>(&text)
-        .expect("golden.json")
-        .cases
-}
-
 fn isas() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available())
-}
-
-fn driver(model: &LoadedModel, isa: Isa, threads: usize) -> Driver {
-    let (spec, weights) = (&model.spec, &model.weights);
-    let runner = CpuRunner::new(spec, weights, (isa, threads), NUM_BLOCKS, BLOCK_SIZE);
-    Driver::drive(Box::new(runner.expect("a runner")), BLOCK_SIZE)
 }
 
 /// Real models that scripts/fetch-model has put here; tests of them run where they are.
@@ -94,7 +60,7 @@ fn prose(model: &LoadedModel) -> Vec<u32> {
 fn tiny_models_give_the_logits_and_tokens_of_transformers() {
     for model in MODELS {
         for isa in isas() {
-            let mut driver = driver(&load_folder(model), isa, 2);
+            let mut driver = Driver::fast(&load_folder(model), isa, 2);
             for case in cases(model) {
                 let what = format!("{model}, {isa}, {} tokens", case.ids.len());
                 let mut sequence = Sequence::default();
@@ -118,12 +84,12 @@ fn chunks_of_any_size_and_any_threads_give_the_same_bits() {
     for model in MODELS {
         let files = load_folder(model);
         for isa in isas() {
-            let mut whole = driver(&files, isa, 1);
+            let mut whole = Driver::fast(&files, isa, 1);
             for threads in [1, 3] {
-                let mut driver = driver(&files, isa, threads);
+                let mut driver = Driver::fast(&files, isa, threads);
                 for case in cases(model) {
                     let reference = whole.prefill(&mut Sequence::default(), &case.ids, usize::MAX);
-                    for chunk in [1, 2, 3, 7, 16, 32, 100] {
+                    for chunk in chunk_sizes(case.ids.len()) {
                         let mut sequence = Sequence::default();
                         let logits = driver.prefill(&mut sequence, &case.ids, chunk);
                         let differs = (0..logits.len()).find(|&row| logits[row] != reference[row]);
@@ -140,7 +106,7 @@ fn chunks_of_any_size_and_any_threads_give_the_same_bits() {
 #[test]
 fn a_batch_with_others_gives_the_same_bits() {
     for model in MODELS {
-        let mut driver = driver(&load_folder(model), Isa::detect(), 2);
+        let mut driver = Driver::fast(&load_folder(model), Isa::detect(), 2);
         let cases = cases(model);
         let mut alone = Vec::new();
         for case in &cases {
@@ -173,7 +139,7 @@ fn a_batch_with_others_gives_the_same_bits() {
 #[test]
 fn copied_blocks_give_the_same_bits() {
     for model in MODELS {
-        let mut driver = driver(&load_folder(model), Isa::detect(), 2);
+        let mut driver = Driver::fast(&load_folder(model), Isa::detect(), 2);
         let longest = cases(model).into_iter().max_by_key(|case| case.ids.len());
         let ids = longest.expect("a case").ids;
         for num_tokens in 1..BLOCK_SIZE.min(ids.len() - BLOCK_SIZE) {
@@ -216,7 +182,8 @@ fn real_models_agree_with_the_reference_runner() {
         let expected = reference.prefill(&mut Sequence::default(), &ids, usize::MAX);
         drop(reference);
         for isa in isas() {
-            let logits = driver(&model, isa, 2).prefill(&mut Sequence::default(), &ids, usize::MAX);
+            let logits =
+                Driver::fast(&model, isa, 2).prefill(&mut Sequence::default(), &ids, usize::MAX);
             let mut same = 0;
             let mut worst = 0f32;
             let mut excess_nll = 0.0;

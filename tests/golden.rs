@@ -11,38 +11,11 @@ use std::fs;
 use candle_core::{DType, Device, Tensor, safetensors};
 use candlepower::model::{ModelFiles, load};
 use candlepower::runner::BlockCopy;
-use ragged::{BLOCK_SIZE, Driver, Sequence, argmax, load_folder, relative_error};
-use serde::Deserialize;
+use ragged::{
+    BLOCK_SIZE, Driver, MODELS, Sequence, argmax, cases, chunk_sizes, load_folder, relative_error,
+};
 
-const MODELS: [&str; 5] = [
-    "tiny-gpt2",
-    "tiny-llama",
-    "tiny-mistral",
-    "tiny-qwen2",
-    "tiny-qwen3",
-];
 const TOLERANCE: f32 = 1e-4;
-
-#[derive(Deserialize)]
-struct Golden {
-    cases: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    ids: Vec<u32>,
-    /// Of all positions, or of the last alone.
-    logits: Vec<Vec<f32>>,
-    greedy: Vec<u32>,
-}
-
-fn cases(model: &str) -> Vec<Case> {
-    let path = format!("{}/models/{model}/golden.json", env!("CARGO_MANIFEST_DIR"));
-    let text = fs::read_to_string(path).expect("a committed file");
-    serde_json::from_str::<Golden>(&text)
-        .expect("golden.json")
-        .cases
-}
 
 #[test]
 fn logits_and_greedy_tokens_are_those_of_transformers() {
@@ -76,7 +49,7 @@ fn chunks_of_any_size_give_the_same_bits() {
             let mut whole = Sequence::default();
             let reference = driver.prefill(&mut whole, &case.ids, usize::MAX);
             driver.free(whole);
-            for chunk in [1, 3, 7, 32, 100] {
+            for chunk in chunk_sizes(case.ids.len()) {
                 let mut sequence = Sequence::default();
                 let logits = driver.prefill(&mut sequence, &case.ids, chunk);
                 let differs = (0..logits.len()).find(|&row| logits[row] != reference[row]);

@@ -1,15 +1,56 @@
-//! Drives a runner as the engine does: sequences with block tables, several in a step.
+//! Drives a runner as the engine does: sequences with block tables, several in a step. And what
+//! transformers says of the tiny models: models/tiny-*/golden.json, from scripts/make-fixtures.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use candle_core::Device;
+use candlepower::kernels::{Isa, TILE_TOKENS};
 use candlepower::model::{LoadedModel, ModelFiles, load};
 use candlepower::runner::candle::CandleRunner;
+use candlepower::runner::cpu::CpuRunner;
 use candlepower::runner::{BlockCopy, RaggedBatch, Runner};
+use serde::Deserialize;
 
 /// Small, so that every prompt spans several blocks.
 pub const BLOCK_SIZE: usize = 4;
 pub const NUM_BLOCKS: usize = 512;
+
+pub const MODELS: [&str; 5] = [
+    "tiny-gpt2",
+    "tiny-llama",
+    "tiny-mistral",
+    "tiny-qwen2",
+    "tiny-qwen3",
+];
+
+#[derive(Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+pub struct Case {
+    pub ids: Vec<u32>,
+    /// Of all positions, or of the last alone.
+    pub logits: Vec<Vec<f32>>,
+    pub greedy: Vec<u32>,
+}
+
+pub fn cases(model: &str) -> Vec<Case> {
+    let path = format!("{}/models/{model}/golden.json", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).expect("a committed file");
+    serde_json::from_str::<Golden>(&text)
+        .expect("golden.json")
+        .cases
+}
+
+/// Every way to cut a short prompt into chunks of one size, and some ways for a long one.
+pub fn chunk_sizes(num_tokens: usize) -> Vec<usize> {
+    match num_tokens {
+        0..=40 => (1..=num_tokens).collect(),
+        _ => vec![1, 3, 16, 33, 100],
+    }
+}
 
 /// A runner and the blocks that no sequence has.
 pub struct Driver {
@@ -36,6 +77,13 @@ impl Driver {
         let (spec, weights) = (&model.spec, &model.weights);
         let runner = CandleRunner::new(spec, weights, &Device::Cpu, NUM_BLOCKS, BLOCK_SIZE);
         Self::drive(Box::new(runner.expect("a runner")), BLOCK_SIZE)
+    }
+
+    /// Drives the fast runner.
+    pub fn fast(model: &LoadedModel, isa: Isa, threads: usize) -> Self {
+        let (spec, weights) = (&model.spec, &model.weights);
+        let runner = CpuRunner::new(spec, weights, (isa, threads), NUM_BLOCKS, TILE_TOKENS);
+        Self::drive(Box::new(runner.expect("a runner")), TILE_TOKENS)
     }
 
     /// Drives a runner of `NUM_BLOCKS` blocks.
