@@ -6,6 +6,7 @@
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -46,7 +47,13 @@ pub(super) enum Value {
 
 /// The key-value part of the header.
 #[derive(Debug, Default)]
-pub(super) struct Metadata(HashMap<String, Value>);
+pub(super) struct Metadata(HashMap<String, Entry>);
+
+#[derive(Debug)]
+struct Entry {
+    value: Value,
+    is_read: Cell<bool>,
+}
 
 impl GgufFile {
     pub fn open(path: &Path) -> Result<Self> {
@@ -74,12 +81,27 @@ impl GgufFile {
 
 impl Metadata {
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.0.get(key)
+        let entry = self.0.get(key)?;
+        entry.is_read.set(true);
+        Some(&entry.value)
+    }
+
+    /// Refuses a key of `prefix` that nobody has read: what it asks for would be left undone.
+    pub fn ensure_all_read(&self, prefix: &str, harmless: &[&str]) -> Result<()> {
+        let is_known = |key: &str, entry: &Entry| match key.strip_prefix(prefix) {
+            Some(name) => entry.is_read.get() || harmless.contains(&name),
+            None => true,
+        };
+        let unknown = self.0.iter().filter(|(key, entry)| !is_known(key, entry));
+        match unknown.map(|(key, _)| key).min() {
+            None => Ok(()),
+            Some(key) => bail!("its metadata key {key} is not supported"),
+        }
     }
 
     /// Takes a value out, to move a large one without a copy.
     pub fn remove(&mut self, key: &str) -> Option<Value> {
-        self.0.remove(key)
+        Some(self.0.remove(key)?.value)
     }
 
     pub fn string(&self, key: &str) -> Result<Option<&str>> {
@@ -222,8 +244,10 @@ impl<R: Read> Header<R> {
             let value = self
                 .value(kind)
                 .with_context(|| format!("in its metadata key {key}"))?;
+            let is_read = Cell::new(false);
+            let entry = Entry { value, is_read };
             ensure!(
-                metadata.insert(key.clone(), value).is_none(),
+                metadata.insert(key.clone(), entry).is_none(),
                 "it has the metadata key {key} twice"
             );
         }

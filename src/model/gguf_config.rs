@@ -17,6 +17,14 @@ const END_TOKENS: [&str; 6] = [
     "<|end_of_text|>",
     "<|end|>",
 ];
+/// Keys of an architecture that change nothing in what it computes. The window that rope scaling
+/// started from is not used by the kinds of scaling that are supported.
+const HARMLESS: [&str; 4] = [
+    "vocab_size",
+    "tensor_data_layout",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+];
 /// `tokenizer.ggml.token_type` of control tokens.
 const CONTROL_TOKEN: i32 = 3;
 
@@ -30,8 +38,9 @@ pub(super) fn rms_decoder(
     let key = |name: &str| format!("{architecture}.{name}");
     let required = |name: &str| metadata.required(&key(name));
     let optional = |name: &str| metadata.integer(&key(name));
+    let num_experts = [optional("expert_count")?, optional("expert_used_count")?];
     ensure!(
-        optional("expert_count")?.unwrap_or(0) == 0,
+        num_experts.iter().all(|n| n.unwrap_or(0) == 0),
         "it is a mixture of experts, which is not supported"
     );
     let hidden_size = required("embedding_length")?;
@@ -92,6 +101,11 @@ fn frequencies(metadata: &Metadata, architecture: &str, rotated: usize) -> Resul
         Some(other) => bail!("its rope scaling {other:?} is not supported"),
     }
     Ok(frequencies)
+}
+
+/// Refuses what an architecture's metadata says and its family has not asked for.
+pub(super) fn ensure_all_read(metadata: &Metadata, architecture: &str) -> Result<()> {
+    metadata.ensure_all_read(&format!("{architecture}."), &HARMLESS)
 }
 
 /// The ids that end a generation: those named in the metadata and well-known control tokens.

@@ -1,13 +1,14 @@
-//! GPT-2: learned positions, LayerNorm, biases everywhere, a plain tanh-GELU MLP, and matrices
-//! stored (in, out) with Q, K and V fused.
+//! GPT-2: learned positions, LayerNorm, biases everywhere, a plain tanh-GELU MLP, Q, K and V fused.
+//! Hugging Face files store its matrices (in, out), GGUF files (out, in).
 
 use anyhow::{Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::collect::{TensorIndex, TensorNames};
+use super::collect::{self, TensorIndex, TensorNames};
+use super::gguf::GgufFile;
 use super::hf_config;
-use super::spec::{Biases, Mlp, ModelSpec, Norm, NormKind, Positions};
+use super::spec::{Activation, Biases, Mlp, ModelSpec, Norm, NormKind, Positions};
 
 const NAMES: TensorNames = TensorNames {
     token_embedding: "wte",
@@ -23,6 +24,18 @@ const NAMES: TensorNames = TensorNames {
     final_norm: "ln_f",
     head: "lm_head",
     is_in_by_out: true,
+};
+
+const GGUF_NAMES: TensorNames = TensorNames {
+    qkv: &["blk.{}.attn_qkv"],
+    up: &["blk.{}.ffn_up"],
+    ..collect::GGUF_NAMES
+};
+
+const ALL_BIASES: Biases = Biases {
+    qkv: true,
+    output: true,
+    mlp: true,
 };
 
 #[derive(Deserialize)]
@@ -89,17 +102,49 @@ pub(super) fn from_config(config: &Value) -> Result<(ModelSpec, TensorNames)> {
         },
         positions: Positions::Learned,
         mlp: Mlp::Plain(hf_config::activation(&config.activation_function)?),
-        biases: Biases {
-            qkv: true,
-            output: true,
-            mlp: true,
-        },
+        biases: ALL_BIASES,
         qk_norm: false,
         sliding_window: None,
         tied_head: config.tie_word_embeddings,
         max_positions: config.n_positions,
     };
     Ok((spec, NAMES))
+}
+
+pub(super) fn from_gguf(file: &mut GgufFile) -> Result<(ModelSpec, TensorNames)> {
+    let metadata = &file.metadata;
+    let key = |name: &str| format!("gpt2.{name}");
+    let required = |name: &str| metadata.required(&key(name));
+    let hidden_size = required("embedding_length")?;
+    let num_heads = required("attention.head_count")?;
+    ensure!(
+        num_heads > 0 && hidden_size.is_multiple_of(num_heads),
+        "its gpt2.embedding_length {hidden_size} is not a multiple of its gpt2.attention.head_count {num_heads}"
+    );
+    let spec = ModelSpec {
+        vocab_size: file.tensors.rows("token_embd.weight")?,
+        hidden_size,
+        num_layers: required("block_count")?,
+        num_heads,
+        num_kv_heads: num_heads,
+        head_dim: hidden_size / num_heads,
+        intermediate_size: required("feed_forward_length")?,
+        norm: Norm {
+            kind: NormKind::Layer,
+            eps: metadata
+                .float(&key("attention.layer_norm_epsilon"))?
+                .unwrap_or_else(default_eps),
+        },
+        positions: Positions::Learned,
+        mlp: Mlp::Plain(Activation::GeluTanh),
+        biases: ALL_BIASES,
+        qk_norm: false,
+        sliding_window: None,
+        // Older converters store the head once more, often in a type of its own.
+        tied_head: !file.tensors.contains("output.weight"),
+        max_positions: required("context_length")?,
+    };
+    Ok((spec, GGUF_NAMES))
 }
 
 /// Strips the optional `transformer.` and drops the causal masks that old files carry.

@@ -141,7 +141,8 @@ impl HfConfig {
                     .context("its llama3 rope scaling is incomplete")?;
                 rope::scale_llama3(&mut frequencies, &llama3)?;
             }
-            other => bail!("rope scaling {other:?} is not supported"),
+            Some(Some(other)) => bail!("rope scaling {other:?} is not supported"),
+            _ => bail!("rope scaling without a rope_type is not supported"),
         }
         Ok(frequencies)
     }

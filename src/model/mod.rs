@@ -99,9 +99,13 @@ fn load_gguf(path: &Path) -> Result<LoadedModel> {
         "llama" => llama::from_gguf(&mut file)?,
         "qwen2" => qwen::qwen2_from_gguf(&mut file)?,
         "qwen3" => qwen::qwen3_from_gguf(&mut file)?,
-        other => bail!("its architecture {other:?} is not supported; llama, qwen2 and qwen3 are"),
+        "gpt2" => gpt2::from_gguf(&mut file)?,
+        other => {
+            bail!("its architecture {other:?} is not supported; llama, qwen2, qwen3 and gpt2 are")
+        }
     };
     let GgufFile { metadata, tensors } = file;
+    gguf_config::ensure_all_read(&metadata, &architecture)?;
     let (weights, facts) = collect(path, architecture, &spec, tensors, &names)?;
     Ok(LoadedModel {
         eos_token_ids: gguf_config::eos_token_ids(&metadata, spec.vocab_size)?,

@@ -15,26 +15,48 @@ use serde_json::json;
 /// Rows are whole blocks of every quantisation: multiples of 256.
 pub const HIDDEN: usize = 256;
 const HEADS: usize = 8;
-const KV_HEADS: usize = 4;
-const HEAD_DIM: usize = 64;
 const INNER: usize = 512;
 const LAYERS: usize = 2;
-pub const VOCAB: usize = 97;
+/// That of models/tiny-*, so that their tokenizer fits.
+pub const VOCAB: usize = 323;
+pub const POSITIONS: usize = 256;
 const THETA: f32 = 10_000.0;
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Architecture {
     /// Untied head, no bias, Q and K stored for interleaved rope.
     Llama,
     /// Tied head, biases on Q, K and V.
     Qwen2,
+    /// Tied head, norms on the heads of Q and K.
+    Qwen3,
+    /// Tied head, biases, learned positions, Q, K and V fused; a folder stores matrices (in, out).
+    Gpt2,
 }
 
 impl Architecture {
+    pub const ALL: [Self; 4] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Gpt2];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Llama => "llama",
             Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+            Self::Gpt2 => "gpt2",
+        }
+    }
+
+    fn kv_heads(self) -> usize {
+        match self {
+            Self::Gpt2 => HEADS,
+            _ => HEADS / 2,
+        }
+    }
+
+    fn head_dim(self) -> usize {
+        match self {
+            Self::Gpt2 => HIDDEN / HEADS,
+            _ => 64,
         }
     }
 }
@@ -44,8 +66,19 @@ struct Part {
     gguf_name: String,
     hf_name: String,
     gguf: QTensor,
-    /// Heads whose rows are stored for interleaved rope.
-    interleaved_heads: Option<usize>,
+    in_folder: InFolder,
+}
+
+/// How a folder stores what a GGUF file stores.
+#[derive(Clone, Copy)]
+enum InFolder {
+    Alike,
+    /// Rows of so many heads, which the GGUF file has in the order of interleaved rope.
+    HalfSplit {
+        heads: usize,
+        head_dim: usize,
+    },
+    Transposed,
 }
 
 /// A model whose matrices have the given types in turn.
@@ -58,113 +91,159 @@ pub struct Synthetic {
 
 impl Synthetic {
     pub fn new(architecture: Architecture, types: &[GgmlDType]) -> Self {
+        Self::with_inner(architecture, types, INNER)
+    }
+
+    /// With an MLP of the given width.
+    pub fn with_inner(architecture: Architecture, types: &[GgmlDType], inner: usize) -> Self {
         let mut model = Self {
             parts: Vec::new(),
-            metadata: metadata(architecture.name()),
+            metadata: metadata(architecture, inner),
             extra_tensors: Vec::new(),
-            config: json!({
-                "model_type": architecture.name(),
-                "hidden_size": HIDDEN,
-                "intermediate_size": INNER,
-                "num_hidden_layers": LAYERS,
-                "num_attention_heads": HEADS,
-                "num_key_value_heads": KV_HEADS,
-                "head_dim": HEAD_DIM,
-                "vocab_size": VOCAB,
-                "max_position_embeddings": 256,
-                "rms_norm_eps": 1e-5,
-                "rope_theta": THETA,
-                "hidden_act": "silu",
-                "tie_word_embeddings": architecture == Architecture::Qwen2,
-                "eos_token_id": [2, 5],
-            }),
+            config: config(architecture, inner),
         };
         let mut types = types.iter().cycle().copied();
-        let mut matrix = |model: &mut Self, gguf: &str, hf: &str, rows, columns, heads| {
-            let dtype = types.next().expect("at least one type");
-            let noise = Tensor::randn(0f32, 0.08, (rows, columns), &Device::Cpu);
-            model.add(gguf, hf, noise.expect("noise"), dtype, heads);
-        };
-        let is_llama = architecture == Architecture::Llama;
-        let interleaved = |heads| is_llama.then_some(heads);
-        matrix(
-            &mut model,
-            "token_embd.weight",
-            "model.embed_tokens.weight",
-            VOCAB,
-            HIDDEN,
-            None,
-        );
-        if is_llama {
-            matrix(
-                &mut model,
-                "output.weight",
-                "lm_head.weight",
-                VOCAB,
-                HIDDEN,
-                None,
-            );
-        }
-        model.add_vector("output_norm.weight", "model.norm.weight", HIDDEN);
-        let (q, kv) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
-        for layer in 0..LAYERS {
-            for (gguf, hf, rows, columns, heads) in [
-                ("attn_q", "self_attn.q_proj", q, HIDDEN, interleaved(HEADS)),
-                (
-                    "attn_k",
-                    "self_attn.k_proj",
-                    kv,
-                    HIDDEN,
-                    interleaved(KV_HEADS),
-                ),
-                ("attn_v", "self_attn.v_proj", kv, HIDDEN, None),
-                ("attn_output", "self_attn.o_proj", HIDDEN, q, None),
-                ("ffn_gate", "mlp.gate_proj", INNER, HIDDEN, None),
-                ("ffn_up", "mlp.up_proj", INNER, HIDDEN, None),
-                ("ffn_down", "mlp.down_proj", HIDDEN, INNER, None),
-            ] {
-                let gguf = format!("blk.{layer}.{gguf}");
-                let hf = format!("model.layers.{layer}.{hf}");
-                let (weight, hf_weight) = (format!("{gguf}.weight"), format!("{hf}.weight"));
-                matrix(&mut model, &weight, &hf_weight, rows, columns, heads);
-                if !is_llama
-                    && ["attn_q", "attn_k", "attn_v"]
-                        .iter()
-                        .any(|n| gguf.ends_with(n))
-                {
-                    model.add_vector(&format!("{gguf}.bias"), &format!("{hf}.bias"), rows);
-                }
-            }
-            for (gguf, hf) in [
-                ("attn_norm", "input_layernorm"),
-                ("ffn_norm", "post_attention_layernorm"),
-            ] {
-                let gguf = format!("blk.{layer}.{gguf}.weight");
-                model.add_vector(&gguf, &format!("model.layers.{layer}.{hf}.weight"), HIDDEN);
-            }
+        let mut dtype = move || types.next().expect("at least one type");
+        match architecture {
+            Architecture::Gpt2 => model.add_gpt2(inner, &mut dtype),
+            _ => model.add_llama_like(architecture, inner, &mut dtype),
         }
         model
     }
 
+    fn add_llama_like(
+        &mut self,
+        architecture: Architecture,
+        inner: usize,
+        dtype: &mut impl FnMut() -> GgmlDType,
+    ) {
+        let (kv_heads, head_dim) = (architecture.kv_heads(), architecture.head_dim());
+        let rows_of = |heads| match architecture {
+            Architecture::Llama => InFolder::HalfSplit { heads, head_dim },
+            _ => InFolder::Alike,
+        };
+        let embedding = ("token_embd.weight", "model.embed_tokens.weight");
+        self.add_matrix(embedding, (VOCAB, HIDDEN), dtype(), InFolder::Alike);
+        if architecture == Architecture::Llama {
+            let head = ("output.weight", "lm_head.weight");
+            self.add_matrix(head, (VOCAB, HIDDEN), dtype(), InFolder::Alike);
+        }
+        self.add_vector("output_norm.weight", "model.norm.weight", HIDDEN);
+        let (q, kv) = (HEADS * head_dim, kv_heads * head_dim);
+        for layer in 0..LAYERS {
+            let of_layer = |gguf: &str, hf: &str| {
+                let (gguf, hf) = (
+                    format!("blk.{layer}.{gguf}"),
+                    format!("model.layers.{layer}.{hf}"),
+                );
+                (gguf, hf)
+            };
+            for (gguf, hf, rows, columns, in_folder) in [
+                ("attn_q", "self_attn.q_proj", q, HIDDEN, rows_of(HEADS)),
+                ("attn_k", "self_attn.k_proj", kv, HIDDEN, rows_of(kv_heads)),
+                ("attn_v", "self_attn.v_proj", kv, HIDDEN, InFolder::Alike),
+                (
+                    "attn_output",
+                    "self_attn.o_proj",
+                    HIDDEN,
+                    q,
+                    InFolder::Alike,
+                ),
+                ("ffn_gate", "mlp.gate_proj", inner, HIDDEN, InFolder::Alike),
+                ("ffn_up", "mlp.up_proj", inner, HIDDEN, InFolder::Alike),
+                ("ffn_down", "mlp.down_proj", HIDDEN, inner, InFolder::Alike),
+            ] {
+                let has_bias = architecture == Architecture::Qwen2
+                    && ["attn_q", "attn_k", "attn_v"].contains(&gguf);
+                let (gguf, hf) = of_layer(gguf, hf);
+                let names = (&*format!("{gguf}.weight"), &*format!("{hf}.weight"));
+                self.add_matrix(names, (rows, columns), dtype(), in_folder);
+                if has_bias {
+                    self.add_vector(&format!("{gguf}.bias"), &format!("{hf}.bias"), rows);
+                }
+            }
+            if architecture == Architecture::Qwen3 {
+                for part in ["q_norm", "k_norm"] {
+                    let (gguf, hf) = of_layer(
+                        &format!("attn_{part}.weight"),
+                        &format!("self_attn.{part}.weight"),
+                    );
+                    self.add_vector(&gguf, &hf, head_dim);
+                }
+            }
+            for (gguf, hf) in [
+                ("attn_norm.weight", "input_layernorm.weight"),
+                ("ffn_norm.weight", "post_attention_layernorm.weight"),
+            ] {
+                let (gguf, hf) = of_layer(gguf, hf);
+                self.add_vector(&gguf, &hf, HIDDEN);
+            }
+        }
+    }
+
+    fn add_gpt2(&mut self, inner: usize, dtype: &mut impl FnMut() -> GgmlDType) {
+        let embedding = ("token_embd.weight", "transformer.wte.weight");
+        self.add_matrix(embedding, (VOCAB, HIDDEN), dtype(), InFolder::Alike);
+        let positions = ("position_embd.weight", "transformer.wpe.weight");
+        self.add_matrix(positions, (POSITIONS, HIDDEN), dtype(), InFolder::Alike);
+        let mut norms = vec![("output_norm".to_owned(), "transformer.ln_f".to_owned())];
+        for layer in 0..LAYERS {
+            for (gguf, hf, rows, columns) in [
+                ("attn_qkv", "attn.c_attn", 3 * HIDDEN, HIDDEN),
+                ("attn_output", "attn.c_proj", HIDDEN, HIDDEN),
+                ("ffn_up", "mlp.c_fc", inner, HIDDEN),
+                ("ffn_down", "mlp.c_proj", HIDDEN, inner),
+            ] {
+                let (gguf, hf) = (
+                    format!("blk.{layer}.{gguf}"),
+                    format!("transformer.h.{layer}.{hf}"),
+                );
+                let names = (&*format!("{gguf}.weight"), &*format!("{hf}.weight"));
+                self.add_matrix(names, (rows, columns), dtype(), InFolder::Transposed);
+                self.add_vector(&format!("{gguf}.bias"), &format!("{hf}.bias"), rows);
+            }
+            for (gguf, hf) in [("attn_norm", "ln_1"), ("ffn_norm", "ln_2")] {
+                let gguf = format!("blk.{layer}.{gguf}");
+                norms.push((gguf, format!("transformer.h.{layer}.{hf}")));
+            }
+        }
+        for (gguf, hf) in norms {
+            for part in ["weight", "bias"] {
+                self.add_vector(&format!("{gguf}.{part}"), &format!("{hf}.{part}"), HIDDEN);
+            }
+        }
+    }
+
+    fn add_matrix(
+        &mut self,
+        names: (&str, &str),
+        shape: (usize, usize),
+        dtype: GgmlDType,
+        in_folder: InFolder,
+    ) {
+        let noise = Tensor::randn(0f32, 0.08, shape, &Device::Cpu).expect("noise");
+        self.add(names, noise, dtype, in_folder);
+    }
+
     fn add(
         &mut self,
-        gguf_name: &str,
-        hf_name: &str,
+        (gguf_name, hf_name): (&str, &str),
         values: Tensor,
         dtype: GgmlDType,
-        interleaved_heads: Option<usize>,
+        in_folder: InFolder,
     ) {
         self.parts.push(Part {
             gguf_name: gguf_name.to_owned(),
             hf_name: hf_name.to_owned(),
             gguf: QTensor::quantize(&values, dtype).expect("quantised"),
-            interleaved_heads,
+            in_folder,
         });
     }
 
     fn add_vector(&mut self, gguf_name: &str, hf_name: &str, len: usize) {
         let noise = Tensor::randn(1f32, 0.2, len, &Device::Cpu).expect("noise");
-        self.add(gguf_name, hf_name, noise, GgmlDType::F32, None);
+        let names = (gguf_name, hf_name);
+        self.add(names, noise, GgmlDType::F32, InFolder::Alike);
     }
 
     /// The GGUF file.
@@ -189,7 +268,7 @@ impl Synthetic {
         let tensors: HashMap<String, Tensor> = self
             .parts
             .iter()
-            .map(|part| (part.hf_name.clone(), part.half_split_values()))
+            .map(|part| (part.hf_name.clone(), part.values_in_folder()))
             .collect();
         safetensors::save(&tensors, folder.join("model.safetensors")).expect("saved");
         fs::write(folder.join("config.json"), self.config.to_string()).expect("written");
@@ -197,54 +276,95 @@ impl Synthetic {
 }
 
 impl Part {
-    fn half_split_values(&self) -> Tensor {
+    fn values_in_folder(&self) -> Tensor {
         let values = self.gguf.dequantize(&Device::Cpu).expect("dequantised");
-        let Some(heads) = self.interleaved_heads else {
-            return values;
-        };
-        let pairs = values
-            .reshape((heads, HEAD_DIM / 2, 2, HIDDEN))
-            .expect("whole heads");
-        let halves = pairs
-            .transpose(1, 2)
-            .and_then(|t| t.contiguous())
-            .expect("transposed");
-        halves.reshape((heads * HEAD_DIM, HIDDEN)).expect("rows")
+        match self.in_folder {
+            InFolder::Alike => values,
+            InFolder::Transposed => values
+                .t()
+                .and_then(|values| values.contiguous())
+                .expect("a matrix"),
+            InFolder::HalfSplit { heads, head_dim } => values
+                .reshape((heads, head_dim / 2, 2, HIDDEN))
+                .and_then(|pairs| pairs.transpose(1, 2)?.contiguous())
+                .and_then(|halves| halves.reshape((heads * head_dim, HIDDEN)))
+                .expect("whole heads"),
+        }
     }
 }
 
-fn metadata(architecture: &str) -> Vec<(String, Value)> {
-    let key = |name: &str| format!("{architecture}.{name}");
+fn config(architecture: Architecture, inner: usize) -> serde_json::Value {
+    match architecture {
+        Architecture::Gpt2 => json!({
+            "model_type": "gpt2",
+            "n_embd": HIDDEN,
+            "n_inner": inner,
+            "n_layer": LAYERS,
+            "n_head": HEADS,
+            "n_positions": POSITIONS,
+            "vocab_size": VOCAB,
+            "layer_norm_epsilon": 1e-5,
+            "activation_function": "gelu_new",
+            "eos_token_id": [2, 5],
+        }),
+        _ => json!({
+            "model_type": architecture.name(),
+            "hidden_size": HIDDEN,
+            "intermediate_size": inner,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS,
+            "num_key_value_heads": architecture.kv_heads(),
+            "head_dim": architecture.head_dim(),
+            "vocab_size": VOCAB,
+            "max_position_embeddings": POSITIONS,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": THETA,
+            "hidden_act": "silu",
+            "tie_word_embeddings": architecture != Architecture::Llama,
+            "eos_token_id": [2, 5],
+        }),
+    }
+}
+
+fn metadata(architecture: Architecture, inner: usize) -> Vec<(String, Value)> {
+    let key = |name: &str| format!("{}.{name}", architecture.name());
     let number = |n: usize| Value::U32(n as u32);
+    let text = |text: &str| Value::String(text.to_owned());
     let tokens = (0..VOCAB).map(|i| Value::String(format!("token{i}")));
     let kinds = (0..VOCAB).map(|i| Value::I32(if i < 3 { 3 } else { 1 }));
     let mut tokens: Vec<_> = tokens.collect();
-    tokens[1] = Value::String("<|im_end|>".to_owned());
-    vec![
-        (
-            "general.architecture".to_owned(),
-            Value::String(architecture.to_owned()),
-        ),
-        (key("context_length"), number(256)),
+    tokens[1] = text("<|im_end|>");
+    let mut metadata = vec![
+        ("general.architecture".to_owned(), text(architecture.name())),
+        (key("context_length"), number(POSITIONS)),
         (key("embedding_length"), number(HIDDEN)),
         (key("block_count"), number(LAYERS)),
-        (key("feed_forward_length"), number(INNER)),
+        (key("feed_forward_length"), number(inner)),
         (key("attention.head_count"), number(HEADS)),
-        (key("attention.head_count_kv"), number(KV_HEADS)),
-        (key("attention.key_length"), number(HEAD_DIM)),
-        (key("attention.value_length"), number(HEAD_DIM)),
-        (key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5)),
-        (key("rope.dimension_count"), number(HEAD_DIM)),
-        (key("rope.freq_base"), Value::F32(THETA)),
-        (
-            "tokenizer.ggml.model".to_owned(),
-            Value::String("gpt2".to_owned()),
-        ),
+        ("tokenizer.ggml.model".to_owned(), text("gpt2")),
         ("tokenizer.ggml.tokens".to_owned(), Value::Array(tokens)),
         (
             "tokenizer.ggml.token_type".to_owned(),
             Value::Array(kinds.collect()),
         ),
         ("tokenizer.ggml.eos_token_id".to_owned(), number(2)),
-    ]
+    ];
+    metadata.extend(match architecture {
+        Architecture::Gpt2 => vec![(key("attention.layer_norm_epsilon"), Value::F32(1e-5))],
+        _ => {
+            let head_dim = || number(architecture.head_dim());
+            vec![
+                (
+                    key("attention.head_count_kv"),
+                    number(architecture.kv_heads()),
+                ),
+                (key("attention.key_length"), head_dim()),
+                (key("attention.value_length"), head_dim()),
+                (key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5)),
+                (key("rope.dimension_count"), head_dim()),
+                (key("rope.freq_base"), Value::F32(THETA)),
+            ]
+        }
+    });
+    metadata
 }
