@@ -13,6 +13,7 @@ use clap::builder::BoolishValueParser;
 use serde::{Serialize, Serializer};
 
 use crate::kernels::Isa;
+use crate::model::Quantization;
 
 /// All settings of `serve`.
 #[derive(Args, Clone, Debug, Serialize)]
@@ -36,6 +37,11 @@ pub struct ModelConfig {
     /// safetensors, or a hub id: org/name[@revision][:file.gguf]
     #[arg(long, env = "MODEL", default_value = "smollm2-135m")]
     pub model: String,
+    /// Makes the matrices of a model that is not quantised smaller when they are loaded: q8_0,
+    /// q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0 [default: as its files have them]
+    #[arg(long, env = "QUANTIZE")]
+    #[serde(serialize_with = "as_text")]
+    pub quantize: Option<Quantization>,
     /// auto, cpu, cuda or cuda:N; auto takes a GPU where there is one
     #[arg(long, env = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
@@ -259,6 +265,13 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 
 fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(duration.as_secs_f64())
+}
+
+fn as_text<S: Serializer>(kind: &Option<Quantization>, serializer: S) -> Result<S::Ok, S::Error> {
+    match kind {
+        Some(kind) => serializer.collect_str(kind),
+        None => serializer.serialize_none(),
+    }
 }
 
 #[cfg(test)]

@@ -88,6 +88,7 @@ fn open_shard(folder: &Path, name: &str, tensors: &mut TensorIndex) -> Result<()
             file: Arc::clone(&file),
             offset: data_start + start as u64,
             num_bytes: end - start,
+            original: None,
         })?;
     }
     Ok(())

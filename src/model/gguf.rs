@@ -197,6 +197,7 @@ impl TensorInfo {
             file: Arc::clone(file),
             offset: start,
             num_bytes,
+            original: None,
         })
     }
 }

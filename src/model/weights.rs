@@ -9,10 +9,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use candle_core::quantized::{GgmlDType, ggml_file};
+use candle_core::quantized::{GgmlDType, QTensor, ggml_file};
 use candle_core::{DType, Device, Tensor};
 
-/// One tensor in a file.
+/// Weights that are quantised at a time: what they take as f32 is small beside any model.
+const QUANTIZED_AT_ONCE: usize = 1 << 20;
+
+/// One tensor in a file, described as it is read.
 #[derive(Clone, Debug)]
 pub struct StoredTensor {
     pub name: String,
@@ -23,6 +26,15 @@ pub struct StoredTensor {
     /// From the start of the file, in bytes.
     pub(super) offset: u64,
     pub num_bytes: usize,
+    /// What the file has, where that is converted on reading.
+    pub(super) original: Option<Original>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Original {
+    dtype: GgmlDType,
+    num_bytes: usize,
+    is_transposed: bool,
 }
 
 #[derive(Debug)]
@@ -32,17 +44,14 @@ pub(super) struct OpenFile {
 }
 
 impl StoredTensor {
-    /// Its bytes, as the file has them.
+    /// Its bytes, of its type.
     pub fn read_bytes(&self) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; self.num_bytes];
-        self.file
-            .file
-            .read_exact_at(&mut bytes, self.offset)
-            .with_context(|| {
-                let path = self.file.path.display();
-                format!("cannot read tensor {} of {path}; fetch it again", self.name)
-            })?;
-        Ok(bytes)
+        match &self.original {
+            None => self.read_stored(self.num_bytes),
+            Some(original) => self
+                .read_converted(original)
+                .with_context(|| format!("cannot quantise tensor {}", self.name)),
+        }
     }
 
     /// Its values as f32 on the CPU. (shape)
@@ -53,6 +62,54 @@ impl StoredTensor {
 
     pub fn num_elements(&self) -> u64 {
         self.shape.iter().map(|&dim| dim as u64).product()
+    }
+
+    /// Has a dense matrix, stored (in, out) if `is_transposed`, quantised as (out, in) on reading.
+    pub(super) fn convert_to(&mut self, dtype: GgmlDType, is_transposed: bool) {
+        self.original = Some(Original {
+            dtype: self.dtype,
+            num_bytes: self.num_bytes,
+            is_transposed,
+        });
+        if is_transposed {
+            self.shape.reverse();
+        }
+        self.dtype = dtype;
+        self.num_bytes = self.num_elements() as usize / dtype.block_size() * dtype.type_size();
+    }
+
+    fn read_converted(&self, original: &Original) -> Result<Vec<u8>> {
+        let stored = self.read_stored(original.num_bytes)?;
+        let mut bytes = Vec::with_capacity(self.num_bytes);
+        let mut quantize = |values: &Tensor| -> Result<()> {
+            bytes.extend_from_slice(&QTensor::quantize(values, self.dtype)?.data()?);
+            Ok(())
+        };
+        let (rows, inputs) = (self.shape[0], self.shape[1]);
+        if original.is_transposed {
+            let values = decode_f32(original.dtype, &stored, &[inputs, rows])?;
+            quantize(&values.t()?.contiguous()?)?;
+            return Ok(bytes);
+        }
+        let row_bytes = original.num_bytes / rows;
+        let rows_at_once = QUANTIZED_AT_ONCE.div_ceil(inputs);
+        for stored in stored.chunks(rows_at_once * row_bytes) {
+            let shape = [stored.len() / row_bytes, inputs];
+            quantize(&decode_f32(original.dtype, stored, &shape)?)?;
+        }
+        Ok(bytes)
+    }
+
+    fn read_stored(&self, num_bytes: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; num_bytes];
+        self.file
+            .file
+            .read_exact_at(&mut bytes, self.offset)
+            .with_context(|| {
+                let path = self.file.path.display();
+                format!("cannot read tensor {} of {path}; fetch it again", self.name)
+            })?;
+        Ok(bytes)
     }
 }
 

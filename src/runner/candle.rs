@@ -32,6 +32,7 @@ pub struct CandleRunner {
     final_norm: Norm,
     head: Linear,
     block_size: usize,
+    weight_bytes: u64,
     logits: Logits,
 }
 
@@ -74,7 +75,7 @@ impl CandleRunner {
         if device.is_cpu() {
             let pool_tokens = num_blocks as u64 * block_size as u64;
             let kv_bytes = pool_tokens.saturating_mul(kv_bytes_per_token(spec, device));
-            memory::ensure_free(dense_bytes(spec, weights), kv_bytes)?;
+            memory::ensure_free(dense_bytes(spec, weights, DType::F32), kv_bytes)?;
         }
         let num_slots = num_blocks
             .checked_mul(block_size)
@@ -114,6 +115,7 @@ impl CandleRunner {
             final_norm: place.norm(spec, &weights.final_norm)?,
             head: place.linear(&head, |row| row)?,
             block_size,
+            weight_bytes: dense_bytes(spec, weights, place.dtype),
             logits: Logits {
                 values: Vec::new(),
                 vocab_size: spec.vocab_size,
@@ -122,6 +124,11 @@ impl CandleRunner {
             device: place.device,
             spec: spec.clone(),
         })
+    }
+
+    /// Bytes of the weights, filled-up panels left out.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
     }
 
     /// Logits of the wanted rows. (logit_rows, vocab_size)
@@ -367,8 +374,8 @@ fn half_split_feature(spec: &ModelSpec, row: usize) -> usize {
     }
 }
 
-/// What the weights take as f32, with the token embedding once more as it is stored.
-fn dense_bytes(spec: &ModelSpec, weights: &Weights) -> u64 {
+/// What the weights take as `dtype`, with the token embedding once more as it is stored.
+fn dense_bytes(spec: &ModelSpec, weights: &Weights, dtype: DType) -> u64 {
     let parameters: u64 = weights.tensors().map(StoredTensor::num_elements).sum();
     let table = &weights.token_embedding;
     let decoded_table = if spec.tied_head {
@@ -376,7 +383,7 @@ fn dense_bytes(spec: &ModelSpec, weights: &Weights) -> u64 {
     } else {
         table.num_elements()
     };
-    4 * (parameters - decoded_table) + table.num_bytes as u64
+    dtype.size_in_bytes() as u64 * (parameters - decoded_table) + table.num_bytes as u64
 }
 
 /// f32 on a CPU; on a GPU 16 bits, of the kind that the file has.

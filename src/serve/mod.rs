@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use candle_core::Device;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,7 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::config::{DeviceChoice, IsaChoice, ModelConfig, ServeConfig, ServerConfig};
 use crate::kernels::Isa;
 use crate::kv_cache::BLOCK_SIZE;
-use crate::model::{self, ModelFiles, ResolvedModel, TokenizerFiles};
+use crate::model::{self, LoadedModel, ModelFiles, Quantization, ResolvedModel, TokenizerFiles};
 use crate::runner::Runner;
 use crate::runner::candle::{self, CandleRunner};
 use crate::runner::cpu::{self, CpuRunner};
@@ -99,7 +99,10 @@ fn load(config: &ServeConfig, settings: serde_json::Value) -> anyhow::Result<Ser
         move || model::sha256_of(&path)
     });
 
-    let loaded = model::load(&files)?;
+    let mut loaded = model::load(&files)?;
+    if let Some(kind) = config.model.quantize {
+        quantize(&mut loaded, kind, &device)?;
+    }
     let tokenizer = Arc::new(tokenizer(loaded.tokenizer)?);
     let chat_template = chat_template(loaded.chat_template, &path, &tokenizer)?;
 
@@ -122,16 +125,23 @@ fn load(config: &ServeConfig, settings: serde_json::Value) -> anyhow::Result<Ser
     }
     let (spec, weights) = (&loaded.spec, &loaded.weights);
     let (num_blocks, block_size) = (kv.num_blocks, BLOCK_SIZE);
-    let runner: Box<dyn Runner> = match device.is_cpu() {
+    let (runner, weight_bytes): (Box<dyn Runner>, u64) = match device.is_cpu() {
         true => {
             let runner = CpuRunner::new(spec, weights, isa_and_threads, num_blocks, block_size)?;
-            Box::new(runner)
+            let weight_bytes = runner.weight_bytes() as u64;
+            (Box::new(runner), weight_bytes)
         }
         false => {
             let runner = CandleRunner::new(spec, weights, &device, num_blocks, block_size)?;
-            Box::new(runner)
+            let weight_bytes = runner.weight_bytes();
+            (Box::new(runner), weight_bytes)
         }
     };
+    if let Some(kind) = config.model.quantize {
+        let stored_bytes = loaded.facts.weight_bytes;
+        let saved_bytes = stored_bytes.saturating_sub(weight_bytes);
+        tracing::info!(%kind, stored_bytes, weight_bytes, saved_bytes, "quantised");
+    }
     let engine = engine::start(runner, kv, max_model_len, &config.engine)?;
     let sha256 = checksum
         .join()
@@ -156,6 +166,7 @@ fn load(config: &ServeConfig, settings: serde_json::Value) -> anyhow::Result<Ser
             quantization: loaded.facts.quantization,
             num_parameters: loaded.facts.num_parameters,
             weight_bytes: loaded.facts.weight_bytes,
+            loaded_weight_bytes: weight_bytes,
             sha256: Some(sha256),
             load_time,
             created_unix_s: SystemTime::now()
@@ -165,6 +176,24 @@ fn load(config: &ServeConfig, settings: serde_json::Value) -> anyhow::Result<Ser
         },
         settings,
     })
+}
+
+fn quantize(loaded: &mut LoadedModel, kind: Quantization, device: &Device) -> anyhow::Result<()> {
+    ensure!(
+        device.is_cpu(),
+        "QUANTIZE={kind}: weights on a GPU are 16 bits wide, so that nothing would be saved; leave \
+         QUANTIZE out, or set DEVICE=cpu"
+    );
+    let kept = loaded.quantize(kind)?;
+    if let Some(first) = kept.first() {
+        tracing::warn!(
+            num_matrices = kept.len(),
+            first,
+            "left as they are by QUANTIZE={kind}: their rows are not whole blocks of {} weights",
+            kind.dtype().block_size()
+        );
+    }
+    Ok(())
 }
 
 fn device(choice: DeviceChoice) -> anyhow::Result<Device> {

@@ -39,7 +39,10 @@ pub struct ModelInfo {
     /// The format of the weights, such as `Q4_1`.
     pub quantization: String,
     pub num_parameters: u64,
+    /// Of the weights in the model's files.
     pub weight_bytes: u64,
+    /// Of the weights as the runner holds them.
+    pub loaded_weight_bytes: u64,
     /// Of the model file, in hex; `None` if it is not one file.
     pub sha256: Option<String>,
     /// From the start of loading to a model that can run.
@@ -137,9 +140,10 @@ fn fingerprint(model: &ModelInfo) -> String {
     const DIGITS: usize = 12;
     let weights = model.sha256.as_deref().and_then(|hash| hash.get(..DIGITS));
     format!(
-        "candlepower-{}-{}",
+        "candlepower-{}-{}-{}",
         env!("CARGO_PKG_VERSION"),
-        weights.unwrap_or(&model.name)
+        weights.unwrap_or(&model.name),
+        model.quantization
     )
 }
 

@@ -34,7 +34,10 @@ struct Model {
     architecture: String,
     quantization: String,
     num_parameters: u64,
+    /// Of the weights in the model's files.
     weight_bytes: u64,
+    /// Of the weights as the runner holds them; less than the files have where QUANTIZE is set.
+    loaded_weight_bytes: u64,
     sha256: Option<String>,
     load_time_ms: f64,
     max_model_len_tokens: usize,
@@ -56,6 +59,7 @@ pub async fn stats(State(state): State<Arc<AppState>>) -> Json<Stats> {
             quantization: model.quantization,
             num_parameters: model.num_parameters,
             weight_bytes: model.weight_bytes,
+            loaded_weight_bytes: model.loaded_weight_bytes,
             sha256: model.sha256,
             load_time_ms: milliseconds(model.load_time),
             max_model_len_tokens: state.limits.max_model_len,

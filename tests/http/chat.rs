@@ -23,7 +23,7 @@ fn an_answer_has_the_fields_of_openai() {
         answer,
         json!({
             "id": "chatcmpl-r", "object": "chat.completion", "created": 0, "model": MODEL,
-            "system_fingerprint": "candlepower-0.1.0-0123456789ab",
+            "system_fingerprint": "candlepower-0.1.0-0123456789ab-none",
             "choices": [{
                 "index": 0,
                 "message": {"role": "assistant", "content": "bcd", "refusal": null},

@@ -30,7 +30,7 @@ fn an_answer_has_the_fields_of_openai() {
         answer,
         json!({
             "id": "cmpl-run-1", "object": "text_completion", "created": 0, "model": MODEL,
-            "system_fingerprint": "candlepower-0.1.0-0123456789ab",
+            "system_fingerprint": "candlepower-0.1.0-0123456789ab-none",
             "choices": [{"index": 0, "text": "def", "logprobs": null, "finish_reason": "length"}],
             "usage": {
                 "prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6,
@@ -61,7 +61,7 @@ fn a_stream_is_one_chunk_a_token_and_the_last_one_has_the_reason() {
     let chunk = |text: &str, reason: Value| {
         json!({
             "id": "cmpl-r", "object": "text_completion", "created": created, "model": MODEL,
-            "system_fingerprint": "candlepower-0.1.0-0123456789ab",
+            "system_fingerprint": "candlepower-0.1.0-0123456789ab-none",
             "choices": [{"index": 0, "text": text, "logprobs": null, "finish_reason": reason}],
         })
     };

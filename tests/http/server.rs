@@ -68,6 +68,7 @@ impl TestServer {
                 quantization: "none".to_owned(),
                 num_parameters: 0,
                 weight_bytes: 0,
+                loaded_weight_bytes: 0,
                 sha256: Some("0123456789abcdef".to_owned()),
                 load_time: Duration::from_millis(1500),
                 created_unix_s: 1_700_000_000,

@@ -1,6 +1,9 @@
 //! The built program, run as a user runs it, with real models.
 
 mod faithful;
+mod quantize;
 mod real_model;
 mod server;
 mod startup;
+#[path = "../synthetic/mod.rs"]
+mod synthetic;

@@ -121,6 +121,7 @@ fn settings_that_cannot_hold_are_named() {
         ("MAX_BATCH_SIZE", "0"),
         ("QUEUE_MAX_SIZE", "0"),
         ("NUM_THREADS", "0"),
+        ("QUANTIZE", "q4_0"),
     ] {
         assert_names(&failure(&[("MODEL", &model), (name, value)]), &[name]);
     }
@@ -132,6 +133,7 @@ fn settings_that_cannot_be_read_are_refused_with_what_was_expected() {
         ("PORT", "http", "--port"),
         ("HOST", "nowhere", "--host"),
         ("DEVICE", "tpu", "cuda:N"),
+        ("QUANTIZE", "int8", "q8_0"),
         ("ENABLE_BATCHING", "perhaps", "--enable-batching"),
         ("REQUEST_TIMEOUT", "soon", "50ms"),
         ("KV_CACHE_SIZE", "lots", "2GiB"),
