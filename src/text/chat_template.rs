@@ -1,8 +1,8 @@
 //! Chat messages to the prompt that a model was trained on, by the Jinja template it brings.
 //!
 //! Renders byte for byte as transformers' `apply_chat_template`. The template comes with the model
-//! and is untrusted: its steps, nesting and output are limited, and it runs on a thread of its own
-//! whose stack holds the deepest value that its steps can build. One thing stays unlimited, since
+//! and is untrusted: its time, steps, nesting and output are limited, and it runs on a thread of its
+//! own whose stack holds the deepest value that its steps can build. One thing stays unlimited, since
 //! minijinja has no hook for it: the memory of a single operation, such as joining two long strings.
 
 mod folder;
@@ -14,7 +14,10 @@ mod tests;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use jiff::Zoned;
 use jiff::tz::TimeZone;
@@ -29,6 +32,8 @@ const MAX_SOURCE_BYTES: usize = 1 << 20;
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
 /// Instructions of one rendering; a long chat with tools takes some tens of thousands.
 const MAX_STEPS: u64 = 500_000;
+/// Time of one rendering: a chat as long as a body may be takes some milliseconds.
+const MAX_TIME: Duration = Duration::from_secs(5);
 /// Values nest by at most one level every few steps, and minijinja drops, compares and prints them
 /// recursively. Only the pages that are touched cost memory.
 const STACK_BYTES: usize = 512 << 20;
@@ -37,8 +42,9 @@ const NAME: &str = "chat_template";
 /// A model's chat template, ready to render. Shared by all requests.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     special: SpecialTokens,
+    max_time: Duration,
 }
 
 /// The special tokens that templates print, by their content.
@@ -113,44 +119,65 @@ impl ChatTemplate {
             .add_template_owned(NAME, with_known_tags(source))
             .map_err(syntax_error)?;
         Ok(Self {
-            environment,
+            environment: Arc::new(environment),
             special,
+            max_time: MAX_TIME,
         })
     }
 
+    /// Gives up a rendering that takes too long. Its thread then ends when it next writes, or has no
+    /// steps left.
     fn render_on_own_stack(&self, variables: Value) -> Result<String, TextError> {
-        thread::scope(|scope| {
-            let thread = thread::Builder::new()
-                .name("chat-template".to_string())
-                .stack_size(STACK_BYTES)
-                .spawn_scoped(scope, || self.render_here(variables))
-                .map_err(|error| TextError::TemplateFailed(format!("no thread for it: {error}")))?;
-            thread.join().unwrap_or_else(|_| {
-                Err(TextError::TemplateFailed(
-                    "its rendering panicked".to_string(),
-                ))
+        let (sender, rendered) = mpsc::sync_channel(1);
+        let environment = self.environment.clone();
+        let deadline = Instant::now() + self.max_time;
+        thread::Builder::new()
+            .name("chat-template".to_string())
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                // Nobody listens any more if it took too long.
+                let _ = sender.send(render(&environment, variables, deadline));
             })
-        })
+            .map_err(|error| TextError::TemplateFailed(format!("no thread for it: {error}")))?;
+        match rendered.recv_timeout(self.max_time) {
+            Ok(rendered) => rendered,
+            Err(RecvTimeoutError::Timeout) => Err(too_slow()),
+            Err(RecvTimeoutError::Disconnected) => Err(TextError::TemplateFailed(
+                "its rendering panicked".to_string(),
+            )),
+        }
     }
+}
 
-    fn render_here(&self, variables: Value) -> Result<String, TextError> {
-        let template = self.environment.get_template(NAME).map_err(failure)?;
-        let mut output = LimitedOutput {
-            bytes: Vec::new(),
-            is_full: false,
-        };
-        let rendered = template
-            .render_captured_to(variables, &mut output)
-            .map(drop);
-        if output.is_full {
+fn render(
+    environment: &Environment<'_>,
+    variables: Value,
+    deadline: Instant,
+) -> Result<String, TextError> {
+    let template = environment.get_template(NAME).map_err(failure)?;
+    let mut output = LimitedOutput {
+        bytes: Vec::new(),
+        deadline,
+        stopped_by: None,
+    };
+    let rendered = template
+        .render_captured_to(variables, &mut output)
+        .map(drop);
+    match output.stopped_by {
+        Some(Limit::Time) => return Err(too_slow()),
+        Some(Limit::Output) => {
             return Err(TextError::TemplateFailed(format!(
                 "its output is longer than {MAX_OUTPUT_BYTES} bytes"
             )));
         }
-        rendered.map_err(failure)?;
-        String::from_utf8(output.bytes)
-            .map_err(|_| TextError::TemplateFailed("its output is not UTF-8".to_string()))
+        None => rendered.map_err(failure)?,
     }
+    String::from_utf8(output.bytes)
+        .map_err(|_| TextError::TemplateFailed("its output is not UTF-8".to_string()))
+}
+
+fn too_slow() -> TextError {
+    TextError::TemplateFailed("it took too long".to_string())
 }
 
 impl SpecialTokens {
@@ -269,16 +296,28 @@ fn failure(error: Error) -> TextError {
     TextError::TemplateFailed(error.to_string())
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    Time,
+    Output,
+}
+
 struct LimitedOutput {
     bytes: Vec<u8>,
-    is_full: bool,
+    deadline: Instant,
+    stopped_by: Option<Limit>,
 }
 
 impl Write for LimitedOutput {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        self.is_full |= self.bytes.len() + piece.len() > MAX_OUTPUT_BYTES;
-        if self.is_full {
-            return Err(io::Error::other("the output is too long"));
+        if self.bytes.len() + piece.len() > MAX_OUTPUT_BYTES {
+            self.stopped_by.get_or_insert(Limit::Output);
+        }
+        if Instant::now() > self.deadline {
+            self.stopped_by.get_or_insert(Limit::Time);
+        }
+        if self.stopped_by.is_some() {
+            return Err(io::Error::other("a limit is reached"));
         }
         self.bytes.extend_from_slice(piece);
         Ok(piece.len())

@@ -80,6 +80,16 @@ fn failures_say_what_and_where() {
 }
 
 #[test]
+fn a_rendering_that_takes_too_long_is_given_up() {
+    let mut slow = template("{{ messages[0].content }}");
+    slow.max_time = Duration::ZERO;
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    let failure = slow.render(&messages, None, true, &Map::new());
+    let failure = failure.expect_err("no time").to_string();
+    assert!(failure.contains("took too long"), "{failure}");
+}
+
+#[test]
 fn steps_output_and_nesting_are_limited() {
     let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
     assert!(failure_of(endless).contains("more than 500000 steps"));
