@@ -5,6 +5,7 @@
 
 mod batch;
 mod handle;
+mod histogram;
 mod logprobs;
 mod request;
 mod sampler;
@@ -16,6 +17,7 @@ mod tests;
 mod worker;
 
 pub use handle::{EngineHandle, Health, Limits};
+pub use histogram::{Histogram, StepHistograms};
 pub use logprobs::TokenLogprobs;
 pub use request::{EngineError, Event, FinishReason, Request, SamplingParams, TokenId};
 pub use stats::{

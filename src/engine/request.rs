@@ -43,6 +43,18 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Subtracted for each time that a token stands in the output; 0 is off.
     pub frequency_penalty: f32,
+    /// Added to the logits of these tokens, each named once.
+    pub logit_bias: Vec<(TokenId, f32)>,
+}
+
+impl SamplingParams {
+    /// For one of several answers to a prompt: from one seed, each draws other tokens.
+    pub fn for_choice(&self, choice: usize) -> Self {
+        Self {
+            seed: self.seed.map(|seed| seed.wrapping_add(choice as u64)),
+            ..self.clone()
+        }
+    }
 }
 
 impl Default for SamplingParams {
@@ -56,6 +68,7 @@ impl Default for SamplingParams {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! From one row of logits to the next token.
 //!
-//! Order: penalties, temperature, min_p, top_k, top_p, draw. The vocabulary is never sorted as a
+//! Order: bias, penalties, temperature, min_p, top_k, top_p, draw. The vocabulary is never sorted as a
 //! whole: top_k selects, and top_p sorts only as many of the most likely tokens as it keeps.
 
 use std::collections::HashMap;
@@ -42,8 +42,15 @@ impl SamplerState {
         p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0
     }
 
-    fn apply_penalties(&self, logits: &mut [f32]) {
+    fn edits_logits(&self) -> bool {
+        self.has_penalties() || !self.params.logit_bias.is_empty()
+    }
+
+    fn edit(&self, logits: &mut [f32]) {
         let p = &self.params;
+        for &(id, bias) in &p.logit_bias {
+            logits[id as usize] += bias;
+        }
         for (&id, &count) in &self.output_counts {
             let logit = &mut logits[id as usize];
             *logit = if *logit > 0.0 {
@@ -84,16 +91,16 @@ impl Sampler {
         logits: &[f32],
         state: &mut SamplerState,
     ) -> Result<TokenId, NotFinite> {
-        let id = if state.has_penalties() {
-            self.logits.clear();
-            self.logits.extend_from_slice(logits);
-            state.apply_penalties(&mut self.logits);
-            let id = choose(&self.logits, state, &mut self.candidates)?;
+        if !state.edits_logits() {
+            return choose(logits, state, &mut self.candidates);
+        }
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        state.edit(&mut self.logits);
+        let id = choose(&self.logits, state, &mut self.candidates)?;
+        if state.has_penalties() {
             *state.output_counts.entry(id).or_insert(0) += 1;
-            id
-        } else {
-            choose(logits, state, &mut self.candidates)?
-        };
+        }
         Ok(id)
     }
 }
@@ -241,6 +248,25 @@ mod tests {
             );
         }
         assert_eq!(sampler.sample(&[f32::NEG_INFINITY, 0.0], &mut state), Ok(1));
+    }
+
+    #[test]
+    fn a_bias_bans_and_forces_tokens() {
+        let biased = |logit_bias: Vec<(TokenId, f32)>| SamplingParams {
+            logit_bias,
+            ..SamplingParams::default()
+        };
+        let logits = [3.0, 2.0, 1.0];
+        assert_eq!(sample_with(biased(vec![(0, -100.0)]), &[], &logits), 1);
+        assert_eq!(sample_with(biased(vec![(2, 100.0)]), &[], &logits), 2);
+        assert_eq!(sample_with(biased(vec![(2, 1.5)]), &[], &logits), 0);
+        let banned = SamplingParams {
+            logit_bias: vec![(0, -100.0)],
+            ..sampled(1.0)
+        };
+        let mut state = SamplerState::new(banned, &[]);
+        let mut sampler = Sampler::default();
+        assert!((0..100).all(|_| sampler.sample(&logits, &mut state) != Ok(0)));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 
 use serde::Serialize;
 
+use super::histogram::StepHistograms;
+
 /// Counts are since start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct EngineStats {
@@ -14,6 +16,8 @@ pub struct EngineStats {
     pub evictions: EvictionStats,
     /// Running sequences that gave up their blocks and were recomputed.
     pub num_preemptions: u64,
+    #[serde(skip)]
+    pub step_histograms: StepHistograms,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -63,6 +67,9 @@ pub struct KvStats {
     /// Reusable blocks that nobody holds.
     pub cached_blocks: usize,
     pub free_blocks: usize,
+    /// Blocks that were in use when nothing ran, the last time that nothing did; 0 unless somebody
+    /// forgot to give them back.
+    pub leaked_blocks: usize,
     pub capacity_tokens: usize,
     /// Tokens of running sequences in the cache; a shared one counts for each.
     pub used_tokens: usize,

@@ -286,7 +286,12 @@ impl Worker {
             num_decode_tokens,
             forward_end - forward_start,
         );
-        self.stats.batch.step_time_ms += milliseconds(start.elapsed());
+        let step_time = start.elapsed();
+        self.stats.batch.step_time_ms += milliseconds(step_time);
+        let num_tokens = self.batch.num_tokens();
+        let num_sequences = self.plan.chunks.len();
+        let histograms = &mut self.stats.step_histograms;
+        histograms.observe(step_time, num_sequences, num_tokens);
         let running = &mut self.scheduler.running;
         let ended = outcomes
             .into_iter()
@@ -397,6 +402,9 @@ impl Worker {
         kv.used_blocks = cache.used_blocks;
         kv.cached_blocks = cache.cached_blocks;
         kv.free_blocks = cache.free_blocks;
+        if running.is_empty() {
+            kv.leaked_blocks = cache.used_blocks;
+        }
         kv.used_tokens = running.iter().map(|s| s.table.num_tokens()).sum();
         kv.used_bytes = (cache.used_blocks * BLOCK_SIZE) as u64 * kv.bytes_per_token;
         kv.usage_ratio = ratio(cache.used_blocks as f64, cache.total_blocks as f64);
