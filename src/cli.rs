@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::bench::{self, BenchArgs};
-use crate::config::ServeConfig;
+use crate::config::{LogFormat, ServeConfig};
 use crate::{model, serve};
 
 /// An LLM inference server with a built-in benchmark harness.
@@ -12,6 +12,9 @@ use crate::{model, serve};
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// How the log on standard error is written
+    #[arg(long, env = "LOG_FORMAT", global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
 }
 
 #[derive(Debug, Subcommand)]

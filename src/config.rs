@@ -3,6 +3,9 @@
 //! Nothing else in the crate reads the environment for settings. The structs derive their flags,
 //! so that name, default and help text stand in one place.
 
+mod http;
+mod observe;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -14,6 +17,9 @@ use serde::{Serialize, Serializer};
 
 use crate::kernels::Isa;
 use crate::model::Quantization;
+
+pub use http::{AllowedOrigins, ApiKey, HttpConfig, OpenEndpoints};
+pub use observe::{LogFormat, ObserveConfig};
 
 /// All settings of `serve`.
 #[derive(Args, Clone, Debug, Serialize)]
@@ -27,6 +33,12 @@ pub struct ServeConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub server: ServerConfig,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub http: HttpConfig,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub observe: ObserveConfig,
 }
 
 /// What is loaded, and where it runs.

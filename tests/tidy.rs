@@ -13,7 +13,18 @@ struct Rule {
 
 const TENSORS: &[&str] = &["candle_core", "candle_nn", "candle_transformers"];
 
-const RULES: [Rule; 8] = [
+const RULES: [Rule; 9] = [
+    Rule {
+        folder: "config",
+        may_use: &[],
+        never_crates: &[
+            "axum",
+            "tokio",
+            "candle_core",
+            "candle_nn",
+            "candle_transformers",
+        ],
+    },
     Rule {
         folder: "server",
         may_use: &["engine", "text", "config"],

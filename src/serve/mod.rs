@@ -1,6 +1,7 @@
 //! From settings to a running server: load the model, start the engine, open the door.
 
 mod kv_size;
+mod open_files;
 
 use std::future::Future;
 use std::io::Write;
@@ -21,7 +22,7 @@ use crate::model::{self, LoadedModel, ModelFiles, Quantization, ResolvedModel, T
 use crate::runner::Runner;
 use crate::runner::candle::{self, CandleRunner};
 use crate::runner::cpu::{self, CpuRunner};
-use crate::server::{self, ModelInfo, Served};
+use crate::server::{self, ApiKeys, ModelInfo, Served};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{engine, runner};
 
@@ -32,6 +33,7 @@ use crate::{engine, runner};
 pub fn run(config: &ServeConfig) -> anyhow::Result<()> {
     let settings = serde_json::to_value(config).context("cannot print the settings")?;
     tracing::info!(%settings, "starting");
+    open_files::allow(config.http.max_connections);
     // The engine's threads compute; these only move bytes.
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(4)))
@@ -88,6 +90,7 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
 
 fn load(config: &ServeConfig, settings: serde_json::Value) -> anyhow::Result<Served> {
     let start = Instant::now();
+    let keys = ApiKeys::load(&config.http)?;
     let device = device(config.model.device)?;
     let isa_and_threads = (isa(config.model.cpu_isa)?, num_threads(&config.model)?);
     let ResolvedModel { name, files } = model::resolve(&config.model.model)?;
@@ -174,6 +177,9 @@ fn load(config: &ServeConfig, settings: serde_json::Value) -> anyhow::Result<Ser
                 .map_or(0, |since| since.as_secs()),
             device: device_name(&device),
         },
+        http: config.http.clone(),
+        keys,
+        observe: config.observe.clone(),
         settings,
     })
 }

@@ -31,6 +31,16 @@ pub enum ApiError {
     MethodNotAllowed { method: Method, path: String },
     #[error("the body is larger than {limit_bytes} bytes")]
     BodyTooLarge { limit_bytes: usize },
+    #[error("the body did not come within {} s", limit.as_secs_f64())]
+    BodyTooSlow { limit: Duration },
+    #[error("{}", if *has_key {
+        "this API key does not open the server"
+    } else {
+        "an API key is needed: send `Authorization: Bearer KEY`"
+    })]
+    Unauthorized { has_key: bool },
+    #[error("the server has {max_connections} connections already, which is its limit")]
+    TooManyConnections { max_connections: usize },
     /// The engine did not take the request.
     #[error(transparent)]
     Refused(EngineError),
@@ -86,6 +96,10 @@ impl ApiError {
         if let Some(wait) = self.retry_after() {
             let seconds = wait.as_secs().max(1);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Self::Unauthorized { .. } = self {
+            let scheme = HeaderValue::from_static("Bearer");
+            headers.insert(header::WWW_AUTHENTICATE, scheme);
         }
         if self.status() == StatusCode::REQUEST_TIMEOUT {
             // The `openai` package repeats a 408 unless told not to, and so triples the load that
@@ -169,6 +183,21 @@ impl ApiError {
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "invalid_request_error",
                 Some("body_too_large"),
+            ),
+            Self::BodyTooSlow { .. } => (
+                StatusCode::REQUEST_TIMEOUT,
+                "timeout_error",
+                Some("body_too_slow"),
+            ),
+            Self::Unauthorized { .. } => (
+                StatusCode::UNAUTHORIZED,
+                "authentication_error",
+                Some("invalid_api_key"),
+            ),
+            Self::TooManyConnections { .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "overloaded_error",
+                Some("too_many_connections"),
             ),
             Self::Refused(error) | Self::Failed(error) => return engine_appearance(error),
             Self::Internal(_) => (

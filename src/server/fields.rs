@@ -224,7 +224,7 @@ impl Field {
         expected: &str,
         accept: impl Fn(&T) -> bool,
     ) -> Result<T, ApiError> {
-        T::deserialize(&self.value)
+        T::deserialize(whole(&self.value))
             .ok()
             .filter(accept)
             .ok_or_else(|| self.invalid(expected))
@@ -238,6 +238,18 @@ impl Field {
             brief(&self.value)
         );
         ApiError::invalid(&self.path, message)
+    }
+}
+
+/// A number as a whole one, if it is: to JSON, `2.0` and `2` are the same, and some clients know
+/// only the first.
+pub fn whole(value: &Value) -> Value {
+    const MAX_EXACT: f64 = (1u64 << 53) as f64;
+    match value.as_f64() {
+        Some(number) if value.is_f64() && number.fract() == 0.0 && number.abs() < MAX_EXACT => {
+            Value::from(number as i64)
+        }
+        _ => value.clone(),
     }
 }
 
@@ -324,6 +336,16 @@ mod tests {
             param(body.absorb(twice).expect_err("twice")).as_deref(),
             Some("top_k")
         );
+    }
+
+    #[test]
+    fn a_whole_number_may_be_written_as_a_fraction() {
+        let mut body = fields(r#"{"a": 2.0, "b": -0.0, "c": 2.5, "d": 1e300}"#);
+        let mut take = |name: &str| body.take(name, "a whole number", |_: &usize| true);
+        assert_eq!(take("a").expect("whole"), Some(2));
+        assert_eq!(take("b").expect("whole"), Some(0));
+        assert_eq!(param(take("c").expect_err("2.5")).as_deref(), Some("c"));
+        assert_eq!(param(take("d").expect_err("1e300")).as_deref(), Some("d"));
     }
 
     #[test]

@@ -9,13 +9,16 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::call::Call;
+use super::choices;
 use super::error::ApiError;
 use super::fields::{Fields, Off};
-use super::generation::{Generation, Job, Piece, Summary, Whole};
+use super::generation::{Job, Piece, Summary, Whole};
 use super::openai::usage::Usage;
-use super::options::{Dialect, Options};
+use super::openapi::schema::{boolean, described, request};
+use super::options::{self, Dialect, Options};
 use super::outcome::finish_reason_name;
 use super::prompt::Prompt;
 use super::state::AppState;
@@ -89,6 +92,17 @@ impl GenerateRequest {
     }
 }
 
+/// What [`GenerateRequest::read`] takes, under the names that it has here.
+pub fn schema(state: &AppState) -> Value {
+    let mut fields = options::schema(&DIALECT, state);
+    let prompt = Prompt::schema_of_one(state.limits.vocab_size);
+    let names = "`text` and `input_ids` are the same. All fields may also stand in an object \
+                 `parameters` or `sampling_params`.";
+    fields.insert("prompt".to_owned(), described(prompt, names));
+    fields.insert("stream".to_owned(), boolean());
+    request(&["prompt"], fields)
+}
+
 /// How a generation went, for people and load tests.
 #[derive(Serialize)]
 struct Report {
@@ -140,10 +154,11 @@ pub async fn generate(
         logprobs: None,
         echo: None,
     };
-    let generation = Generation::start(&state, job)?;
+    let mut generations = choices::start(&state, vec![job], 1).await?;
     if request.stream {
-        return streaming::respond(vec![generation], TokenEvents, call.id).await;
+        return streaming::respond(generations, TokenEvents, call.id).await;
     }
+    let generation = generations.remove(0);
     let Whole { text, summary, .. } = generation.collect().await?;
     let report = summary.into();
     Ok(Json(GenerateResponse { text, report }).into_response())

@@ -6,10 +6,11 @@ use std::time::Instant;
 use futures_util::{Stream, stream};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use super::choices::Choice;
 use super::echo::Echo;
 use super::error::ApiError;
 use super::options::Options;
-use super::outcome::{Outcome, Record};
+use super::outcome::{Outcome, Record, Texts};
 use super::output::{Output, Part, ScoredToken};
 use super::prompt::Prompt;
 use super::request_id::RequestId;
@@ -19,7 +20,7 @@ use crate::engine::{EngineError, Event, FinishReason, Request, TokenId, TokenLog
 use crate::text::TextError;
 
 /// A prompt and what to do with it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Job<'a> {
     pub request_id: RequestId,
     pub endpoint: &'static str,
@@ -50,6 +51,8 @@ pub struct Piece {
 /// How a generation went.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
+    /// Which of the choices for its prompt.
+    pub choice: usize,
     pub finish_reason: FinishReason,
     pub prompt_tokens: usize,
     pub cached_tokens: usize,
@@ -84,7 +87,7 @@ enum Step {
 pub struct Generation {
     events: UnboundedReceiver<Event>,
     echo: Option<Echo>,
-    /// The first step, while the echo that precedes it is passed on.
+    /// The first step, while others wait for it or the echo that precedes it is passed on.
     first_step: Option<Step>,
     output: Output,
     stop_token_ids: Vec<TokenId>,
@@ -97,15 +100,16 @@ impl Generation {
     ///
     /// # Errors
     /// The job does not fit into the window, or the engine refuses it.
-    pub fn start(state: &Arc<AppState>, job: Job) -> Result<Self, ApiError> {
+    pub fn start(state: &Arc<AppState>, job: Job, choice: Choice) -> Result<Self, ApiError> {
         let Job {
             prompt, options, ..
         } = job;
         let prompt_tokens = prompt.len();
+        let cap = state.served.http.max_output_tokens;
         let max_tokens =
             options
                 .max_tokens
-                .resolve(prompt_tokens, job.prompt_field, &state.limits)?;
+                .resolve(prompt_tokens, job.prompt_field, &state.limits, cap)?;
         let tokenizer = &state.served.tokenizer;
         let echo = job
             .echo
@@ -116,11 +120,20 @@ impl Generation {
         if !options.ignore_eos {
             stop_token_ids.extend_from_slice(&state.served.eos_token_ids);
         }
+        let log_prompts = state.served.observe.log_prompts;
+        let texts = log_prompts
+            .then(|| tokenizer.decode(&prompt, false))
+            .transpose()
+            .map_err(of_text)?
+            .map(|prompt| Texts {
+                prompt,
+                answer: String::new(),
+            });
         let request = Request {
             prompt,
             max_tokens,
             stop_token_ids: stop_token_ids.clone(),
-            sampling: options.sampling.clone(),
+            sampling: options.sampling.for_choice(choice.index),
             logprobs: job.logprobs,
             prompt_logprobs: echo.as_ref().and(job.logprobs),
             arrived: job.arrived,
@@ -139,7 +152,9 @@ impl Generation {
                 state.clone(),
                 job.request_id,
                 job.endpoint,
+                choice,
                 Progress::new(job.arrived, prompt_tokens, max_tokens),
+                texts,
             ),
             ended: false,
         })
@@ -155,13 +170,41 @@ impl Generation {
         }
         let piece = self.advance().await;
         match &piece {
-            Ok(piece) => self.ended = piece.end.is_some(),
-            Err(error) => {
-                self.ended = true;
-                self.record.close(Outcome::of_error(error), Some(error));
+            Ok(piece) => {
+                self.ended = piece.end.is_some();
+                if piece.token.is_some() || self.ended {
+                    self.record.answered(&piece.text);
+                }
+                if let Some(summary) = &piece.end {
+                    let outcome = Outcome::Finished(summary.finish_reason);
+                    self.record.close(outcome, None);
+                }
             }
+            Err(error) => self.fail(error),
         }
         piece.map(Some)
+    }
+
+    /// Waits until there is something to tell: the whole prompt is computed then, and in the cache.
+    ///
+    /// # Errors
+    /// The engine could not get that far; nothing follows.
+    pub async fn computed(&mut self) -> Result<(), ApiError> {
+        match self.next_step().await {
+            Ok(step) => {
+                self.first_step = Some(step);
+                Ok(())
+            }
+            Err(error) => {
+                self.fail(&error);
+                Err(error)
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &ApiError) {
+        self.ended = true;
+        self.record.close(Outcome::of_error(error), Some(error));
     }
 
     /// All pieces as a stream, for merging several generations.
@@ -296,9 +339,9 @@ impl Generation {
     }
 
     fn end(&mut self, piece: Piece, finish_reason: FinishReason) -> Piece {
-        self.record.close(Outcome::Finished(finish_reason), None);
         let progress = &self.record.progress;
         let summary = Summary {
+            choice: self.record.choice.index,
             finish_reason,
             prompt_tokens: progress.prompt_tokens,
             cached_tokens: progress.cached_tokens,

@@ -7,10 +7,12 @@
 //! call > fields > prompt + options > generation (engine events > echo + output > pieces) > answer or stream
 //! ```
 //!
-//! `fields` refuses what no endpoint takes, `error` alone chooses status codes, and `outcome` tells
-//! the end of each generation once, to log and metrics. Prompts and texts are never logged.
+//! Before it stands the `door`: connections, keys, other web sites. `fields` refuses what no endpoint takes, `error` alone chooses status codes, and `outcome` tells
+//! the end of each generation once, to log and metrics. Prompts and texts are logged only if asked for.
 
 mod call;
+mod choices;
+mod door;
 mod echo;
 mod error;
 mod fields;
@@ -19,9 +21,11 @@ mod generation;
 mod health;
 mod metrics;
 mod openai;
+mod openapi;
 mod options;
 mod outcome;
 mod output;
+mod process;
 mod prompt;
 mod request_id;
 mod routes;
@@ -34,14 +38,15 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use axum::serve::ListenerExt;
+use anyhow::bail;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::engine::{EngineHandle, Health};
+use door::connections;
 use state::AppState;
 
+pub use door::keys::ApiKeys;
 pub use state::{ModelInfo, Served};
 
 /// How much longer than the longest request a stop waits for clients that do not read.
@@ -58,13 +63,8 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     let engine = served.engine.clone();
-    let app = routes::router(Arc::new(AppState::new(served)?));
-    // A token is a small packet that must not wait for the next.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
-    });
+    let state = Arc::new(AppState::new(served)?);
+    let app = routes::router(state.clone());
 
     let (stopping, stop_began) = oneshot::channel();
     let failure = engine.clone();
@@ -76,9 +76,9 @@ pub async fn run(
         // The other end is gone only if the server is.
         let _ = stopping.send(());
     };
-    let server = axum::serve(listener, app).with_graceful_shutdown(stop);
+    let http = &state.served.http;
     tokio::select! {
-        served = server => served.context("the server's socket failed")?,
+        () = connections::serve(listener, app, http, &state.metrics, stop) => {}
         () = drain_limit(stop_began, &engine) => {
             tracing::warn!("stopped with connections open: their clients do not read");
         }

@@ -1,14 +1,19 @@
 //! The fields that say how to generate, the same for every generating endpoint, checked.
 
-use serde_json::{Number, Value};
+use serde_json::{Number, Value, json};
 
 use super::error::ApiError;
 use super::fields::{Field, Fields};
-use super::prompt::read_token_ids;
+use super::openapi::schema::{
+    Properties, boolean, decimal_pattern, described, integer, number, number_above, properties,
+};
+use super::prompt::{read_token_ids, token_ids_schema};
+use super::state::AppState;
 use crate::engine::{EngineError, Limits, SamplingParams, TokenId};
 
 const MAX_STOP_STRINGS: usize = 16;
-const MAX_STOP_BYTES: usize = 1024;
+const MAX_STOP_CHARS: usize = 1024;
+const MAX_BIASED_TOKENS: usize = 1024;
 
 /// Where the generating endpoints differ.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +71,8 @@ impl Options {
                 .default_max_tokens
                 .map_or(MaxTokens::RestOfWindow, MaxTokens::AtMost),
         };
+        let logit_bias = fields.take_value("logit_bias");
+        let logit_bias = logit_bias.map(|field| read_logit_bias(field, vocab_size));
         let stop_token_ids = fields
             .take_value("stop_token_ids")
             .map(|field| read_token_ids(field, vocab_size))
@@ -73,7 +80,10 @@ impl Options {
             .unwrap_or_default();
         Ok(Self {
             max_tokens,
-            sampling: take_sampling(fields, dialect.default_temperature)?,
+            sampling: SamplingParams {
+                logit_bias: logit_bias.transpose()?.unwrap_or_default(),
+                ..take_sampling(fields, dialect.default_temperature)?
+            },
             stop: fields
                 .take_value("stop")
                 .map_or(Ok(Vec::new()), read_stop_strings)?,
@@ -83,17 +93,82 @@ impl Options {
     }
 }
 
+/// What [`Options::take`] takes. The bound of the output goes by the first of its names.
+pub fn schema(dialect: &Dialect, state: &AppState) -> Properties {
+    let vocab_size = state.limits.vocab_size;
+    let most_tokens = state.limits.max_model_len - 1;
+    let cap = state.served.http.max_output_tokens;
+    let min_tokens = dialect.min_max_tokens as i64;
+    let max_tokens = integer(min_tokens, cap.unwrap_or(most_tokens).min(most_tokens));
+    let others = &dialect.max_tokens[1..];
+    let also = match others {
+        [] => String::new(),
+        _ => format!("; it may be called {}", others.join(" or ")),
+    };
+    let penalty = || number(-2.0, 2.0);
+    let stop = json!({"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS});
+    let stops = json!({"type": "array", "items": stop, "maxItems": MAX_STOP_STRINGS});
+    let mut schema = properties([
+        ("temperature", number(0.0, 2.0)),
+        ("top_p", number_above(0.0, 1.0)),
+        (
+            "top_k",
+            described(integer(-1, i64::MAX), "-1 and 0 keep all tokens"),
+        ),
+        ("min_p", number(0.0, 1.0)),
+        (
+            "seed",
+            described(
+                integer(i64::MIN, u64::MAX),
+                "The same seed and the same request give the same tokens",
+            ),
+        ),
+        ("repetition_penalty", number(0.01, 10.0)),
+        ("presence_penalty", penalty()),
+        ("frequency_penalty", penalty()),
+        (
+            "logit_bias",
+            json!({
+                "description": "Added to the logits of tokens, which are named by their ids",
+                "type": "object",
+                "propertyNames": {"pattern": decimal_pattern(vocab_size - 1)},
+                "additionalProperties": number(-100.0, 100.0),
+                "maxProperties": MAX_BIASED_TOKENS,
+            }),
+        ),
+        (
+            "stop",
+            described(
+                json!({"anyOf": [stop, stops]}),
+                "Texts that end the generation and are not part of it",
+            ),
+        ),
+        ("stop_token_ids", token_ids_schema(vocab_size)),
+        ("ignore_eos", boolean()),
+    ]);
+    let description = format!("Most tokens to generate{also}");
+    let name = dialect.max_tokens[0].to_owned();
+    schema.insert(name, described(max_tokens, &description));
+    schema.insert(
+        "model".to_owned(),
+        json!({"const": state.served.model.name}),
+    );
+    schema
+}
+
 impl MaxTokens {
     /// The most tokens to generate after a prompt that came in the field `prompt_field`.
     ///
     /// # Errors
-    /// Prompt, or prompt and output, do not fit into the window.
+    /// Prompt, or prompt and output, do not fit into the window, or the output is longer than `cap`.
     pub fn resolve(
         &self,
         prompt_tokens: usize,
         prompt_field: &str,
         limits: &Limits,
+        cap: Option<usize>,
     ) -> Result<usize, ApiError> {
+        let cap = cap.unwrap_or(usize::MAX);
         let max_model_len = limits.max_model_len;
         let too_long = |field: &str, max_tokens| ApiError::Invalid {
             param: Some(field.to_owned()),
@@ -111,20 +186,24 @@ impl MaxTokens {
             Self::Asked(tokens, _) if room == 0 => Err(too_long(prompt_field, *tokens)),
             _ if room == 0 => Err(too_long(prompt_field, 1)),
             Self::Asked(tokens, field) if *tokens > room => Err(too_long(field, *tokens)),
+            Self::Asked(tokens, field) if *tokens > cap => {
+                let message = format!("`{field}` must be at most {cap} on this server");
+                Err(ApiError::invalid(field, message))
+            }
             Self::Asked(tokens, _) => Ok(*tokens),
-            Self::AtMost(tokens) => Ok(room.min(*tokens)),
-            Self::RestOfWindow => Ok(room),
+            Self::AtMost(tokens) => Ok(room.min(cap).min(*tokens)),
+            Self::RestOfWindow => Ok(room.min(cap)),
         }
     }
 }
 
 fn take_sampling(fields: &mut Fields, temperature: f32) -> Result<SamplingParams, ApiError> {
     let off = SamplingParams::default();
-    let mut number = |name: &str, expected: &str, accept: fn(&f32) -> bool, default: f32| {
-        let taken = fields.take(name, expected, accept)?;
-        Ok::<f32, ApiError>(taken.unwrap_or(default))
+    let mut number = |name: &str, expected: &str, accept: fn(&f64) -> bool, default: f32| {
+        let taken: Option<f64> = fields.take(name, expected, accept)?;
+        Ok::<f32, ApiError>(taken.map_or(default, |number| number as f32))
     };
-    const PENALTY: (&str, fn(&f32) -> bool) =
+    const PENALTY: (&str, fn(&f64) -> bool) =
         ("a number from -2 to 2", |p| (-2.0..=2.0).contains(p));
     let params = SamplingParams {
         temperature: number(
@@ -147,8 +226,8 @@ fn take_sampling(fields: &mut Fields, temperature: f32) -> Result<SamplingParams
         )?,
         repetition_penalty: number(
             "repetition_penalty",
-            "a number above 0, at most 10",
-            |p| *p > 0.0 && *p <= 10.0,
+            "a number from 0.01 to 10",
+            |p| (0.01..=10.0).contains(p),
             off.repetition_penalty,
         )?,
         presence_penalty: number("presence_penalty", PENALTY.0, PENALTY.1, 0.0)?,
@@ -170,9 +249,41 @@ fn take_sampling(fields: &mut Fields, temperature: f32) -> Result<SamplingParams
     })
 }
 
+/// An object of token ids, which JSON writes as strings, and what is added to their logits.
+fn read_logit_bias(field: Field, vocab_size: usize) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    let Value::Object(entries) = &field.value else {
+        return Err(field.invalid("an object of token ids and biases"));
+    };
+    if entries.len() > MAX_BIASED_TOKENS {
+        return Err(field.invalid(&format!("an object of at most {MAX_BIASED_TOKENS} tokens")));
+    }
+    let mut biases: Vec<(TokenId, f32)> = Vec::with_capacity(entries.len());
+    for (key, value) in entries {
+        // As it is written without a sign or a zero in front, so that no two keys name one token.
+        let id = key
+            .parse()
+            .ok()
+            .filter(|id: &TokenId| (*id as usize) < vocab_size && id.to_string() == *key);
+        let Some(id) = id else {
+            let expected = format!("token ids from 0 to {}", vocab_size - 1);
+            let message = format!("the keys of `{}` must be {expected}", field.path);
+            return Err(ApiError::invalid(&field.path, message));
+        };
+        let entry = Field {
+            path: format!("{}.{id}", field.path),
+            value: value.clone(),
+        };
+        let bias = entry.read("a number from -100 to 100", |bias: &f32| {
+            (-100.0..=100.0).contains(bias)
+        })?;
+        biases.push((id, bias));
+    }
+    Ok(biases)
+}
+
 fn read_stop_strings(field: Field) -> Result<Vec<String>, ApiError> {
     const EXPECTED: &str =
-        "a string or a list of at most 16 strings, none empty or longer than 1024 bytes";
+        "a string or a list of at most 16 strings, none empty or longer than 1024 characters";
     let strings = match &field.value {
         Value::String(one) => Some(vec![one.clone()]),
         Value::Array(many) => many
@@ -186,7 +297,7 @@ fn read_stop_strings(field: Field) -> Result<Vec<String>, ApiError> {
             strings.len() <= MAX_STOP_STRINGS
                 && strings
                     .iter()
-                    .all(|stop| (1..=MAX_STOP_BYTES).contains(&stop.len()))
+                    .all(|stop| (1..=MAX_STOP_CHARS).contains(&stop.chars().count()))
         })
         .ok_or_else(|| field.invalid(EXPECTED))
 }
@@ -214,7 +325,8 @@ mod tests {
         let read = options(
             r#"{"max_new_tokens": 7, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.1,
                 "seed": -1, "repetition_penalty": 1.1, "presence_penalty": 1, "stop": ["a", "b"],
-                "frequency_penalty": -1, "stop_token_ids": [3], "ignore_eos": true}"#,
+                "frequency_penalty": -1, "stop_token_ids": [3], "ignore_eos": true,
+                "logit_bias": {"5": -100, "99": 0.5}}"#,
         )
         .expect("valid");
         assert_eq!(
@@ -232,6 +344,7 @@ mod tests {
                 repetition_penalty: 1.1,
                 presence_penalty: 1.0,
                 frequency_penalty: -1.0,
+                logit_bias: vec![(5, -100.0), (99, 0.5)],
             }
         );
         assert_eq!(
@@ -270,6 +383,12 @@ mod tests {
             (r#"{"repetition_penalty": 0}"#, "repetition_penalty"),
             (r#"{"presence_penalty": 3}"#, "presence_penalty"),
             (r#"{"frequency_penalty": 1e300}"#, "frequency_penalty"),
+            (r#"{"logit_bias": [5]}"#, "logit_bias"),
+            (r#"{"logit_bias": {"x": 1}}"#, "logit_bias"),
+            (r#"{"logit_bias": {"100": 1}}"#, "logit_bias"),
+            (r#"{"logit_bias": {"05": 1}}"#, "logit_bias"),
+            (r#"{"logit_bias": {"5": 101}}"#, "logit_bias.5"),
+            (r#"{"logit_bias": {"5": "1"}}"#, "logit_bias.5"),
             (r#"{"stop": ""}"#, "stop"),
             (r#"{"stop": ["a", 1]}"#, "stop"),
             (r#"{"stop_token_ids": [100]}"#, "stop_token_ids"),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::choices::Choice;
 use super::error::ApiError;
 use super::request_id::RequestId;
 use super::state::AppState;
@@ -60,8 +61,17 @@ pub struct Record {
     state: Arc<AppState>,
     request_id: RequestId,
     endpoint: &'static str,
+    pub choice: Choice,
     pub progress: Progress,
+    texts: Option<Texts>,
     closed: bool,
+}
+
+/// What went in and came out, if the log is to show it.
+#[derive(Debug)]
+pub struct Texts {
+    pub prompt: String,
+    pub answer: String,
 }
 
 impl Record {
@@ -69,14 +79,25 @@ impl Record {
         state: Arc<AppState>,
         request_id: RequestId,
         endpoint: &'static str,
+        choice: Choice,
         progress: Progress,
+        texts: Option<Texts>,
     ) -> Self {
         Self {
             state,
             request_id,
             endpoint,
+            choice,
             progress,
+            texts,
             closed: false,
+        }
+    }
+
+    /// More of the answer's text.
+    pub fn answered(&mut self, text: &str) {
+        if let Some(texts) = &mut self.texts {
+            texts.answer += text;
         }
     }
 
@@ -110,9 +131,13 @@ impl Record {
         let progress = &self.progress;
         let timings = progress.timings(Instant::now());
         self.state.metrics.observe_end(outcome, progress, &timings);
+        if let Outcome::Finished(_) = outcome {
+            self.choice.finished(progress.generated_tokens);
+        }
         tracing::info!(
             request_id = self.request_id.as_str(),
             endpoint = self.endpoint,
+            choice = self.choice.index,
             outcome = outcome.name(),
             prompt_tokens = progress.prompt_tokens,
             cached_tokens = progress.cached_tokens,
@@ -122,6 +147,8 @@ impl Record {
             decode_ms = milliseconds(timings.decode),
             total_ms = milliseconds(timings.total),
             error = error.map(tracing::field::display),
+            prompt = self.texts.as_ref().map(|texts| &*texts.prompt),
+            answer = self.texts.as_ref().map(|texts| &*texts.answer),
             "generation ended"
         );
     }

@@ -1,9 +1,10 @@
 //! What a client may send as a prompt, and how it becomes token ids.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::fields::Field;
+use super::fields::{Field, whole};
+use super::openapi::schema::integer;
 use crate::engine::TokenId;
 
 /// Most prompts in one request; more belong into requests of their own.
@@ -45,6 +46,27 @@ impl Prompt {
         }
     }
 
+    /// What [`Prompt::read`] takes.
+    pub fn schema(vocab_size: usize) -> Value {
+        Self::schema_of_at_most(MAX_PROMPTS, vocab_size)
+    }
+
+    /// One prompt, by itself or in a list.
+    pub fn schema_of_one(vocab_size: usize) -> Value {
+        Self::schema_of_at_most(1, vocab_size)
+    }
+
+    fn schema_of_at_most(max: usize, vocab_size: usize) -> Value {
+        let mut token_ids = token_ids_schema(vocab_size);
+        token_ids["minItems"] = json!(1);
+        let one = json!({"anyOf": [{"type": "string", "minLength": 1}, token_ids]});
+        // A list that begins with a number is one prompt of token ids.
+        let several = json!({
+            "type": "array", "items": one, "minItems": 1, "maxItems": max,
+        });
+        json!({"anyOf": [one, several]})
+    }
+
     fn read_one(field: Field, vocab_size: usize) -> Result<Self, ApiError> {
         match field.value {
             Value::String(text) if !text.is_empty() => Ok(Self::Text(text)),
@@ -64,6 +86,11 @@ impl Prompt {
     }
 }
 
+/// What [`read_token_ids`] takes.
+pub fn token_ids_schema(vocab_size: usize) -> Value {
+    json!({"type": "array", "items": integer(0, vocab_size - 1)})
+}
+
 /// Reads a list of token ids of the vocabulary.
 ///
 /// # Errors
@@ -74,7 +101,7 @@ pub fn read_token_ids(field: Field, vocab_size: usize) -> Result<Vec<TokenId>, A
         return Err(field.invalid(&expected()));
     };
     let id_of = |value: &Value| {
-        let id = TokenId::try_from(value.as_u64()?).ok()?;
+        let id = TokenId::try_from(whole(value).as_u64()?).ok()?;
         ((id as usize) < vocab_size).then_some(id)
     };
     list.iter()
@@ -90,7 +117,6 @@ pub fn read_token_ids(field: Field, vocab_size: usize) -> Result<Vec<TokenId>, A
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn read(value: Value) -> Result<Vec<Prompt>, ApiError> {
         let path = "prompt".to_owned();

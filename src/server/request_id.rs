@@ -25,7 +25,7 @@ impl RequestId {
             .map_or_else(Self::fresh, |id| Self(id.into()))
     }
 
-    fn fresh() -> Self {
+    pub fn fresh() -> Self {
         Self(Uuid::new_v4().simple().to_string().into())
     }
 

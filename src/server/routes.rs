@@ -12,21 +12,32 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::FutureExt;
 
+use super::door::{cors, keys};
 use super::error::ApiError;
 use super::request_id::{RequestId, X_REQUEST_ID};
 use super::state::AppState;
-use super::{generate, health, metrics, openai, stats};
+use super::{generate, health, metrics, openai, openapi, stats};
 
 /// The whole API.
 pub fn router(state: Arc<AppState>) -> Router {
-    Router::new()
+    let check_key = middleware::from_fn_with_state(state.clone(), keys::check);
+    let origins = state.served.http.cors_allow_origins.as_ref();
+    let cors = origins.map(cors::layer);
+    let router = Router::new()
         .route(generate::PATH, post(generate::generate))
         .route(openai::completions::PATH, post(openai::completions::create))
         .route(openai::chat::PATH, post(openai::chat::create))
         .route("/v1/models", get(openai::models::list))
         .route("/v1/models/{*id}", get(openai::models::retrieve))
-        .route("/tokenize", post(openai::tokens::tokenize))
-        .route("/detokenize", post(openai::tokens::detokenize))
+        .route(openapi::PATH, get(openapi::document))
+        .route(
+            openai::tokens::TOKENIZE_PATH,
+            post(openai::tokens::tokenize),
+        )
+        .route(
+            openai::tokens::DETOKENIZE_PATH,
+            post(openai::tokens::detokenize),
+        )
         .route("/health", get(health::ready))
         .route("/health/ready", get(health::ready))
         .route("/health/live", get(health::live))
@@ -37,8 +48,14 @@ pub fn router(state: Arc<AppState>) -> Router {
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
         })
+        .layer(check_key)
         .layer(middleware::from_fn(envelope))
-        .with_state(state)
+        .with_state(state);
+    match cors {
+        // Outside of all: what a browser asks beforehand carries no key.
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
 }
 
 /// Gives each request its id and each error its body; a panic in a handler is an error like others.

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use super::door::keys::ApiKeys;
 use super::error::ApiError;
 use super::metrics::Metrics;
 use super::prompt::Prompt;
+use crate::config::{HttpConfig, ObserveConfig};
 use crate::engine::{EngineHandle, Limits, TokenId};
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -25,6 +27,9 @@ pub struct Served {
     /// Tokens that end a generation unless `ignore_eos` is asked for.
     pub eos_token_ids: Vec<TokenId>,
     pub model: ModelInfo,
+    pub http: HttpConfig,
+    pub keys: ApiKeys,
+    pub observe: ObserveConfig,
     /// Every setting of `serve`, shown by `/stats`.
     pub settings: serde_json::Value,
 }
@@ -69,7 +74,7 @@ impl AppState {
     pub fn new(served: Served) -> anyhow::Result<Self> {
         let limits = served.engine.limits();
         Ok(Self {
-            metrics: Metrics::new(&served.model.name, served.engine.clone())?,
+            metrics: Metrics::new(&served.model, served.engine.clone())?,
             limits,
             started: Instant::now(),
             fingerprint: fingerprint(&served.model),

@@ -6,8 +6,8 @@ use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
 use serde_json::Value;
-use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
+use super::process::Process;
 use super::state::AppState;
 use super::timings::milliseconds;
 use crate::engine::EngineStats;
@@ -51,7 +51,7 @@ pub async fn stats(State(state): State<Arc<AppState>>) -> Json<Stats> {
     Json(Stats {
         engine: state.served.engine.stats(),
         memory: Memory {
-            rss_bytes: rss_bytes(),
+            rss_bytes: Process::look().map(|process| process.resident_bytes),
         },
         model: Model {
             name: model.name,
@@ -69,15 +69,4 @@ pub async fn stats(State(state): State<Arc<AppState>>) -> Json<Stats> {
         uptime_ms: milliseconds(state.started.elapsed()),
         settings: state.served.settings.clone(),
     })
-}
-
-fn rss_bytes() -> Option<u64> {
-    let pid = Pid::from_u32(std::process::id());
-    let mut system = System::new().ok()?;
-    system.refresh_processes_specifics(
-        ProcessesToUpdate::Some(&[pid]),
-        false,
-        ProcessRefreshKind::nothing().with_memory(),
-    );
-    system.process(pid).map(sysinfo::Process::memory)
 }

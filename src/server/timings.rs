@@ -3,6 +3,9 @@
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde_json::Value;
+
+use super::openapi::schema::{number, response};
 
 /// What has happened to a generation so far.
 #[derive(Clone, Debug)]
@@ -66,6 +69,12 @@ pub struct Timings {
     pub ttft: Duration,
     #[serde(rename = "total_ms", serialize_with = "as_milliseconds")]
     pub total: Duration,
+}
+
+/// How [`Timings`] look.
+pub fn schema() -> Value {
+    let names = ["queue_ms", "prefill_ms", "decode_ms", "ttft_ms", "total_ms"];
+    response(names.map(|name| (name, number(0.0, f64::MAX))))
 }
 
 /// Milliseconds to the microsecond; finer digits would be noise.

@@ -100,7 +100,8 @@ fn bodies_of_completions() {
             (json!({"model": 4, "prompt": "a"}), 400, Some("model")),
             (json!({"prompt": ["a", ""]}), 400, Some("prompt[1]")),
             (json!({"prompt": ["a", 1]}), 400, Some("prompt[1]")),
-            (with(json!({"n": 2})), 400, Some("n")),
+            (with(json!({"n": 0})), 400, Some("n")),
+            (with(json!({"n": 129})), 400, Some("n")),
             (with(json!({"best_of": 3})), 400, Some("best_of")),
             (with(json!({"logprobs": 21})), 400, Some("logprobs")),
             (with(json!({"logprobs": -1})), 400, Some("logprobs")),
@@ -125,7 +126,12 @@ fn bodies_of_completions() {
             ),
             (with(json!({"suffix": "x"})), 400, Some("suffix")),
             (
-                with(json!({"logit_bias": {"5": 1}})),
+                with(json!({"logit_bias": {"5": 101}})),
+                400,
+                Some("logit_bias.5"),
+            ),
+            (
+                with(json!({"logit_bias": {"257": 1}})),
                 400,
                 Some("logit_bias"),
             ),
@@ -213,7 +219,7 @@ fn bodies_of_chat() {
             ),
             (chat(json!({"echo": true})), 400, Some("echo")),
             (chat(json!({"max_tokens": 0})), 400, Some("max_tokens")),
-            (chat(json!({"n": 3})), 400, Some("n")),
+            (chat(json!({"n": 1.5})), 400, Some("n")),
             (
                 chat(json!({"chat_template_kwargs": []})),
                 400,

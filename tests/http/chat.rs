@@ -3,10 +3,24 @@
 use serde_json::{Value, json};
 
 use crate::client::request;
-use crate::model::CountingRunner;
-use crate::server::{MODEL, TestServer, config};
+use crate::server::{MODEL, TestServer};
 
 const PATH: &str = "/v1/chat/completions";
+
+#[test]
+fn a_chat_has_n_choices() {
+    let server = TestServer::start();
+    let body = json!({
+        "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "n": 2,
+    });
+    let answer = server.post(PATH, body).json();
+    for index in 0..2 {
+        let choice = &answer["choices"][index];
+        assert_eq!(choice["index"], index);
+        assert_eq!(choice["message"]["content"], "bc");
+    }
+    assert_eq!(answer["choices"].as_array().map(Vec::len), Some(2));
+}
 
 #[test]
 fn an_answer_has_the_fields_of_openai() {
@@ -118,7 +132,7 @@ fn what_the_template_refuses_is_the_clients_to_change() {
 
 #[test]
 fn a_model_without_a_template_cannot_chat() {
-    let server = TestServer::with_chat(CountingRunner::new(), &config(), false);
+    let server = TestServer::without_chat_template();
     let response = server.post(PATH, r#"{"messages": [{"role": "user", "content": "hi"}]}"#);
     assert_eq!(
         (response.status, &response.json()["error"]["param"]),

@@ -127,6 +127,54 @@ fn several_prompts_are_several_choices() {
 }
 
 #[test]
+fn n_choices_share_one_computed_prompt() {
+    let server = TestServer::start();
+    let body =
+        json!({"prompt": ["abc", "0123m"], "n": 3, "max_tokens": 2, "return_token_ids": true});
+    let answer = server.post(PATH, body).json();
+    let choices = answer["choices"].as_array().expect("choices");
+    let texts: Vec<_> = choices.iter().map(|choice| &choice["text"]).collect();
+    assert_eq!(texts, ["de", "de", "de", "no", "no", "no"]);
+    for (index, choice) in choices.iter().enumerate() {
+        assert_eq!(choice["index"], index);
+        let prompt = choice["prompt_token_ids"].as_array().map(Vec::len);
+        assert_eq!(prompt, Some(if index < 3 { 3 } else { 5 }));
+    }
+    let usage = &answer["usage"];
+    assert_eq!(
+        (&usage["prompt_tokens"], &usage["completion_tokens"]),
+        (&json!(8), &json!(12))
+    );
+    assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 0);
+    let stats = server.stats();
+    // Of each choice but the first, only the last token of the prompt was computed.
+    assert_eq!(stats["batch"]["num_prefill_tokens"], 8 + 4);
+    assert_eq!(stats["prefix"]["hit_tokens"], 2 * 2 + 2 * 4);
+}
+
+#[test]
+fn n_choices_are_streamed_side_by_side() {
+    let server = TestServer::start();
+    let body = json!({
+        "prompt": "a", "n": 2, "max_tokens": 3, "stream": true, "echo": true,
+        "stream_options": {"include_usage": true},
+    });
+    let response = server.post(PATH, body);
+    let events = response.events();
+    let chunks = parsed(&events[..events.len() - 1]);
+    let (usage, chunks) = chunks.split_last().expect("chunks");
+    let mut texts = [String::new(), String::new()];
+    for chunk in chunks {
+        let choice = &chunk["choices"][0];
+        let index = choice["index"].as_u64().expect("an index") as usize;
+        texts[index] += choice["text"].as_str().expect("a text");
+    }
+    assert_eq!(texts, ["abcd", "abcd"]);
+    assert_eq!(usage["usage"]["prompt_tokens"], 1);
+    assert_eq!(usage["usage"]["completion_tokens"], 6);
+}
+
+#[test]
 fn values_that_ask_for_nothing_are_fine() {
     let server = TestServer::start();
     let body = json!({

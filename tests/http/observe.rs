@@ -46,7 +46,7 @@ fn stats_show_engine_model_memory_and_settings() {
 /// The value of the one sample that has this name and, if given, this label.
 pub fn sample(metrics: &str, name: &str, label: &str) -> f64 {
     let line = metrics.lines().find(|line| {
-        let (series, _) = line.split_once('{').unwrap_or((line, ""));
+        let series = line.split(['{', ' ']).next().unwrap_or_default();
         series == name && line.contains(label)
     });
     let line = line.unwrap_or_else(|| panic!("no {name} {label} in\n{metrics}"));
@@ -123,9 +123,36 @@ fn metrics_count_what_was_done_under_vllms_names() {
         ("vllm:request_generation_tokens_sum", "", 9.0),
         ("vllm:request_params_max_tokens_sum", "", 108.0),
         ("vllm:request_prefill_kv_computed_tokens_sum", "", 10.0),
+        (
+            "vllm:prompt_tokens_by_source_total",
+            "source=\"local_compute\"",
+            10.0,
+        ),
+        (
+            "vllm:prompt_tokens_by_source_total",
+            "source=\"local_cache_hit\"",
+            7.0,
+        ),
+        ("vllm:prompt_tokens_recomputed_total", "", 1.0),
+        ("vllm:request_params_n_sum", "", 3.0),
+        ("vllm:request_max_num_generation_tokens_sum", "", 9.0),
+        // Two prefills of 8 tokens and 1, another of 1, and 6 decodes.
+        ("vllm:iteration_tokens_total_count", "", 9.0),
+        ("vllm:iteration_tokens_total_sum", "", 16.0),
+        ("vllm:iteration_tokens_total_bucket", "le=\"1\"", 8.0),
+        ("vllm:iteration_tokens_total_bucket", "le=\"16384\"", 9.0),
+        ("candlepower:step_sequences_sum", "", 9.0),
+        ("candlepower:step_seconds_count", "", 9.0),
+        ("candlepower:kv_leaked_blocks", "", 0.0),
+        ("candlepower:build_info", "version=\"0.1.0\"", 1.0),
+        ("candlepower:model_info", "sha256=\"0123456789abcdef\"", 1.0),
     ] {
         assert_eq!(sample(metrics, name, label), value, "{name} {label}");
     }
+    let resident = sample(metrics, "process_resident_memory_bytes", "");
+    assert!(resident > f64::from(1 << 20), "{resident}");
+    let started = sample(metrics, "process_start_time_seconds", "");
+    assert!(started > 1.7e9, "{started}");
     for name in ["vllm:prompt_tokens_total", "vllm:num_preemptions_total"] {
         assert!(
             metrics.contains(&format!("# TYPE {name} counter\n")),

@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use candlepower::config::{EngineConfig, MemorySize};
+use candlepower::config::{EngineConfig, HttpConfig, MemorySize, ObserveConfig};
 use candlepower::engine::{self, KvCapacity};
 use candlepower::runner::Runner;
-use candlepower::server::{self, ModelInfo, Served};
+use candlepower::server::{self, ApiKeys, ModelInfo, Served};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -39,18 +39,42 @@ pub fn config() -> EngineConfig {
     }
 }
 
+pub fn http() -> HttpConfig {
+    HttpConfig {
+        api_key: None,
+        api_keys_file: None,
+        open_endpoints: "health,metrics".parse().expect("two endpoints"),
+        cors_allow_origins: None,
+        max_connections: 1000,
+        max_body_size: 4 << 20,
+        max_output_tokens: None,
+        max_choices: 128,
+        read_timeout: Duration::from_secs(600),
+        idle_timeout: Duration::from_secs(600),
+    }
+}
+
 impl TestServer {
     pub fn start() -> Self {
         Self::with(CountingRunner::new(), &config())
     }
 
     pub fn with(runner: impl Runner + 'static, config: &EngineConfig) -> Self {
-        Self::with_chat(runner, config, true)
+        Self::with_all(runner, config, http(), true)
     }
 
-    pub fn with_chat(
+    pub fn with_http(http: HttpConfig) -> Self {
+        Self::with_all(CountingRunner::new(), &config(), http, true)
+    }
+
+    pub fn without_chat_template() -> Self {
+        Self::with_all(CountingRunner::new(), &config(), http(), false)
+    }
+
+    pub fn with_all(
         runner: impl Runner + 'static,
         config: &EngineConfig,
+        http: HttpConfig,
         has_chat_template: bool,
     ) -> Self {
         let kv = KvCapacity {
@@ -74,6 +98,9 @@ impl TestServer {
                 created_unix_s: 1_700_000_000,
                 device: "cpu".to_owned(),
             },
+            keys: ApiKeys::load(&http).expect("keys"),
+            http,
+            observe: ObserveConfig { log_prompts: false },
             settings: json!({"max_batch_size": config.max_batch_size}),
         };
         let runtime = Runtime::new().expect("a runtime");

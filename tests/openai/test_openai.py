@@ -26,6 +26,29 @@ def test_completion_is_greedy_at_temperature_0_and_counts_its_tokens(client, mod
     assert again.usage.prompt_tokens_details.cached_tokens == first.usage.prompt_tokens - 1
 
 
+def test_n_answers_to_one_prompt_are_drawn_by_one_seed_and_counted_once(client, model):
+    ask = dict(model=model, messages=QUESTION, max_completion_tokens=16, temperature=1.5, n=4, seed=3)
+    first = client.chat.completions.create(**ask)
+    again = client.chat.completions.create(**ask)
+    texts = [choice.message.content for choice in first.choices]
+    assert [choice.index for choice in first.choices] == [0, 1, 2, 3]
+    assert texts == [choice.message.content for choice in again.choices]
+    assert len(set(texts)) > 1
+    alone = client.chat.completions.create(**{**ask, "n": 1})
+    assert alone.choices[0].message.content == texts[0]
+    assert first.usage.prompt_tokens == alone.usage.prompt_tokens
+
+
+def test_logit_bias_bans_and_forces_a_token(client, model):
+    ask = dict(model=model, prompt="The capital of France is", max_tokens=1, temperature=0)
+    likely = client.completions.create(**ask, extra_body={"return_token_ids": True}).choices[0]
+    [token] = likely.model_extra["token_ids"]
+    banned = client.completions.create(**ask, logit_bias={str(token): -100})
+    assert banned.choices[0].text != likely.text
+    forced = client.completions.create(**{**ask, "prompt": "One, two,"}, logit_bias={str(token): 100})
+    assert forced.choices[0].text == likely.text
+
+
 def test_chat_answers_and_stops_by_itself(client, model):
     answer = client.chat.completions.create(
         model=model, messages=QUESTION, max_completion_tokens=100, temperature=0

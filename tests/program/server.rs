@@ -41,8 +41,13 @@ pub fn model_file(name: &str, file: &str) -> PathBuf {
 
 impl RealServer {
     pub fn start(settings: &[(&str, &str)]) -> Self {
+        Self::start_logging_to(settings, Stdio::inherit())
+    }
+
+    pub fn start_logging_to(settings: &[(&str, &str)], log: impl Into<Stdio>) -> Self {
         let mut child = serve_command(settings)
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .expect("the program starts");
         let stdout = child.stdout.take().expect("it is piped");
@@ -60,6 +65,10 @@ impl RealServer {
 
     /// Sends a request and returns the connection, to read as much of the answer as one likes.
     pub fn open(&self, path: &str, body: &Value) -> TcpStream {
+        self.open_with_key(path, body, "")
+    }
+
+    fn open_with_key(&self, path: &str, body: &Value, key: &str) -> TcpStream {
         let method = if body.is_null() { "GET" } else { "POST" };
         let body = if body.is_null() {
             String::new()
@@ -70,7 +79,7 @@ impl RealServer {
         write!(
             connection,
             "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\
-             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+             authorization: Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         )
         .expect("the server reads");
@@ -79,8 +88,12 @@ impl RealServer {
 
     /// Status and JSON body of a whole answer.
     pub fn call(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.call_with_key(path, body, "")
+    }
+
+    pub fn call_with_key(&self, path: &str, body: &Value, key: &str) -> (u16, Value) {
         let mut answer = String::new();
-        self.open(path, body)
+        self.open_with_key(path, body, key)
             .read_to_string(&mut answer)
             .expect("a whole answer");
         let (head, body) = answer.split_once("\r\n\r\n").expect("headers end");

@@ -122,6 +122,7 @@ fn settings_that_cannot_hold_are_named() {
         ("QUEUE_MAX_SIZE", "0"),
         ("NUM_THREADS", "0"),
         ("QUANTIZE", "q4_0"),
+        ("API_KEYS_FILE", "missing.txt"),
     ] {
         assert_names(&failure(&[("MODEL", &model), (name, value)]), &[name]);
     }
@@ -137,6 +138,10 @@ fn settings_that_cannot_be_read_are_refused_with_what_was_expected() {
         ("ENABLE_BATCHING", "perhaps", "--enable-batching"),
         ("REQUEST_TIMEOUT", "soon", "50ms"),
         ("KV_CACHE_SIZE", "lots", "2GiB"),
+        ("MAX_BODY_SIZE", "50%", "4MiB"),
+        ("MAX_CONNECTIONS", "0", "--max-connections"),
+        ("OPEN_ENDPOINTS", "stats", "health,metrics"),
+        ("CORS_ALLOW_ORIGINS", "example.org", "https://"),
     ] {
         let output = serve_command(&[(name, value)])
             .output()
@@ -162,19 +167,31 @@ fn the_help_lists_every_setting_with_its_variable_and_default() {
         .output()
         .expect("the program starts");
     let help = String::from_utf8(help.stdout).expect("UTF-8");
-    let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config.rs"))
-        .expect("the source is there");
+    let source = [
+        "src/config.rs",
+        "src/config/http.rs",
+        "src/config/observe.rs",
+        "src/cli.rs",
+    ]
+    .map(|file| {
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file))
+            .expect("the source is there")
+    });
+    let source = source.concat();
     let variables: Vec<&str> = source
         .split("env = \"")
         .skip(1)
         .filter_map(|rest| rest.split('"').next())
         .collect();
-    assert!(variables.len() >= 13, "{variables:?}");
+    assert!(variables.len() >= 25, "{variables:?}");
     let entries = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for variable in variables {
         let entry = entries
             .split(" --")
-            .find(|entry| entry.contains(&format!("[env: {variable}=]")))
+            .find(|entry| {
+                entry.contains(&format!("[env: {variable}=]"))
+                    || entry.contains(&format!("[env: {variable}]"))
+            })
             .unwrap_or_else(|| panic!("{variable} is not in the help"));
         assert!(
             entry.contains("[default: "),

@@ -1,8 +1,9 @@
 //! The engine's own figures as metrics, read from its snapshot when a scrape asks.
 
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{MetricFamily, MetricType};
 
+use super::families;
 use crate::engine::{EngineHandle, EngineStats};
 
 struct Figure {
@@ -73,14 +74,32 @@ const FIGURES: &[Figure] = &[
         kind: MetricType::COUNTER,
         value: |stats| stats.batch.step_time_ms / 1e3,
     },
+    Figure {
+        name: "candlepower:engine_forward_seconds_total",
+        help: "Those of engine_step_seconds that the model took.",
+        kind: MetricType::COUNTER,
+        value: |stats| stats.batch.forward_time_ms / 1e3,
+    },
+    Figure {
+        name: "candlepower:kv_leaked_blocks",
+        help: "KV blocks that nobody gave back, found when nothing runs; anything but 0 is a bug.",
+        kind: MetricType::GAUGE,
+        value: |stats| stats.kv_cache.leaked_blocks as f64,
+    },
 ];
 
 const CACHE_CONFIG: (&str, &str) = (
     "vllm:cache_config_info",
     "The size of the KV cache, as labels; always 1.",
 );
+const STEP_TOKENS: (&str, &str) = (
+    "vllm:iteration_tokens_total",
+    "Tokens of a step, of prompts and outputs together.",
+);
+const STEP_SECONDS: (&str, &str) = ("candlepower:step_seconds", "Time that a step took.");
+const STEP_SEQUENCES: (&str, &str) = ("candlepower:step_sequences", "Sequences in a step.");
 
-/// Collects [`FIGURES`] and the cache's configuration.
+/// Collects [`FIGURES`], the distributions of the steps, and the cache's configuration.
 pub struct EngineFigures {
     engine: EngineHandle,
     descriptions: Vec<Desc>,
@@ -91,15 +110,10 @@ impl EngineFigures {
     /// A name is malformed: a bug.
     pub fn new(engine: EngineHandle) -> prometheus::Result<Self> {
         let names = FIGURES.iter().map(|figure| (figure.name, figure.help));
-        let descriptions = names
-            .chain([CACHE_CONFIG])
-            .map(|(name, help)| {
-                Desc::new(name.to_owned(), help.to_owned(), vec![], Default::default())
-            })
-            .collect::<Result<_, _>>()?;
+        let others = [CACHE_CONFIG, STEP_TOKENS, STEP_SECONDS, STEP_SEQUENCES];
         Ok(Self {
             engine,
-            descriptions,
+            descriptions: families::describe(names.chain(others))?,
         })
     }
 }
@@ -112,49 +126,29 @@ impl Collector for EngineFigures {
     fn collect(&self) -> Vec<MetricFamily> {
         let stats = self.engine.stats();
         let figures = FIGURES.iter().map(|figure| {
-            let metric = metric(figure.kind, (figure.value)(&stats));
-            family(figure.name, figure.help, figure.kind, metric)
+            families::number(
+                figure.name,
+                figure.help,
+                figure.kind,
+                (figure.value)(&stats),
+            )
         });
-        figures.chain([cache_config(&stats)]).collect()
+        let steps = &stats.step_histograms;
+        let others = [
+            cache_config(&stats),
+            families::histogram(STEP_TOKENS.0, STEP_TOKENS.1, &steps.tokens),
+            families::histogram(STEP_SECONDS.0, STEP_SECONDS.1, &steps.seconds),
+            families::histogram(STEP_SEQUENCES.0, STEP_SEQUENCES.1, &steps.sequences),
+        ];
+        figures.chain(others).collect()
     }
 }
 
 fn cache_config(stats: &EngineStats) -> MetricFamily {
-    let mut metric = metric(MetricType::GAUGE, 1.0);
     // Routers look for the blocks under this name, whatever the device.
-    metric.set_label(vec![
-        label("block_size", stats.kv_cache.block_size_tokens),
-        label("num_gpu_blocks", stats.kv_cache.total_blocks),
-    ]);
-    family(CACHE_CONFIG.0, CACHE_CONFIG.1, MetricType::GAUGE, metric)
-}
-
-fn family(name: &str, help: &str, kind: MetricType, metric: Metric) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name(name.to_owned());
-    family.set_help(help.to_owned());
-    family.set_field_type(kind);
-    family.set_metric(vec![metric]);
-    family
-}
-
-fn metric(kind: MetricType, value: f64) -> Metric {
-    let mut metric = Metric::default();
-    if kind == MetricType::COUNTER {
-        let mut counter = Counter::default();
-        counter.set_value(value);
-        metric.set_counter(counter);
-    } else {
-        let mut gauge = Gauge::default();
-        gauge.set_value(value);
-        metric.set_gauge(gauge);
-    }
-    metric
-}
-
-fn label(name: &str, value: usize) -> LabelPair {
-    let mut label = LabelPair::default();
-    label.set_name(name.to_owned());
-    label.set_value(value.to_string());
-    label
+    let labels = [
+        ("block_size", stats.kv_cache.block_size_tokens.to_string()),
+        ("num_gpu_blocks", stats.kv_cache.total_blocks.to_string()),
+    ];
+    families::info(CACHE_CONFIG.0, CACHE_CONFIG.1, &labels)
 }

@@ -7,6 +7,8 @@
 
 mod buckets;
 mod engine;
+mod families;
+mod process;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use prometheus::{
 
 use super::error::ApiError;
 use super::outcome::Outcome;
-use super::state::AppState;
+use super::state::{AppState, ModelInfo};
 use super::timings::{Progress, Timings};
 use crate::engine::{EngineError, EngineHandle};
 
@@ -36,6 +38,8 @@ pub async fn scrape(State(state): State<Arc<AppState>>) -> Result<Response, ApiE
 /// The counters and histograms of this server.
 pub struct Metrics {
     registry: Registry,
+    /// Apart from the others, whose labels name model and engine.
+    process: Registry,
     tokens: TokenCounters,
     latency: LatencyHistograms,
     size: SizeHistograms,
@@ -46,7 +50,10 @@ pub struct Metrics {
 
 struct TokenCounters {
     prompt: IntCounter,
+    computed: IntCounter,
+    cache_hit: IntCounter,
     cached: IntCounter,
+    recomputed: IntCounter,
     generated: IntCounter,
 }
 
@@ -65,10 +72,14 @@ struct SizeHistograms {
     prompt_tokens: Histogram,
     generation_tokens: Histogram,
     max_tokens: Histogram,
+    num_choices: Histogram,
+    longest_choice: Histogram,
     prefill_computed_tokens: Histogram,
 }
 
 struct Rejections {
+    unauthorized: IntCounter,
+    too_many_connections: IntCounter,
     queue_full: IntCounter,
     too_long: IntCounter,
     unavailable: IntCounter,
@@ -79,14 +90,16 @@ impl Metrics {
     ///
     /// # Errors
     /// Two metrics have one name: a bug.
-    pub fn new(model_name: &str, engine: EngineHandle) -> prometheus::Result<Self> {
+    pub fn new(model: &ModelInfo, engine: EngineHandle) -> prometheus::Result<Self> {
         let labels = HashMap::from([
-            ("model_name".to_owned(), model_name.to_owned()),
+            ("model_name".to_owned(), model.name.clone()),
             ("engine".to_owned(), "0".to_owned()),
         ]);
         let registry = Registry::new_custom(None, Some(labels))?;
         let max_model_len = engine.limits().max_model_len;
         registry.register(Box::new(engine::EngineFigures::new(engine)?))?;
+        let process = Registry::new();
+        process.register(Box::new(process::ProcessFigures::new(model)?))?;
         let ended = counters(
             &registry,
             "vllm:request_success_total",
@@ -100,13 +113,16 @@ impl Metrics {
             ended: Outcome::ALL.map(|outcome| ended.with_label_values(&[outcome.name()])),
             rejections: Rejections::new(&registry)?,
             registry,
+            process,
         })
     }
 
     /// The classic text format.
     fn encode(&self) -> prometheus::Result<Vec<u8>> {
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        for registry in [&self.registry, &self.process] {
+            TextEncoder::new().encode(&registry.gather(), &mut text)?;
+        }
         Ok(text)
     }
 
@@ -118,11 +134,20 @@ impl Metrics {
         }
     }
 
+    /// A request without a key that opens the server.
+    pub fn count_unauthorized(&self) {
+        self.rejections.unauthorized.inc();
+    }
+
+    /// A connection above the limit.
+    pub fn count_too_many_connections(&self) {
+        self.rejections.too_many_connections.inc();
+    }
+
     /// The first token of a request, `ttft` after its arrival.
     pub fn observe_first_token(&self, progress: &Progress, ttft: Duration) {
         self.latency.first_token.observe(ttft.as_secs_f64());
-        self.tokens.prompt.inc_by(progress.prompt_tokens as u64);
-        self.tokens.cached.inc_by(progress.cached_tokens as u64);
+        self.tokens.observe_prompt(progress);
         self.tokens.generated.inc();
     }
 
@@ -130,6 +155,12 @@ impl Metrics {
     pub fn observe_next_token(&self, gap: Duration) {
         self.latency.inter_token.observe(gap.as_secs_f64());
         self.tokens.generated.inc();
+    }
+
+    /// A request that all `num_choices` answers were generated for, the longest of this many tokens.
+    pub fn observe_choices(&self, num_choices: usize, longest_tokens: usize) {
+        self.size.num_choices.observe(num_choices as f64);
+        self.size.longest_choice.observe(longest_tokens as f64);
     }
 
     /// The end of a request. Only a complete one has times and sizes that mean something.
@@ -145,7 +176,20 @@ impl Metrics {
 
 impl TokenCounters {
     fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let by_source = counters(
+            registry,
+            "vllm:prompt_tokens_by_source_total",
+            "Those of prompt_tokens that were computed, and those that were not.",
+            "source",
+        )?;
         Ok(Self {
+            computed: by_source.with_label_values(&["local_compute"]),
+            cache_hit: by_source.with_label_values(&["local_cache_hit"]),
+            recomputed: counter(
+                registry,
+                "vllm:prompt_tokens_recomputed_total",
+                "Tokens that were in the prefix cache and computed again: the last of a whole prompt.",
+            )?,
             prompt: counter(
                 registry,
                 "vllm:prompt_tokens_total",
@@ -162,6 +206,15 @@ impl TokenCounters {
                 "Tokens generated and handed to a response.",
             )?,
         })
+    }
+
+    fn observe_prompt(&self, progress: &Progress) {
+        let (prompt, cached) = (progress.prompt_tokens, progress.cached_tokens);
+        self.prompt.inc_by(prompt as u64);
+        self.cached.inc_by(cached as u64);
+        self.cache_hit.inc_by(cached as u64);
+        self.computed.inc_by((prompt - cached) as u64);
+        self.recomputed.inc_by(u64::from(progress.is_cached()));
     }
 }
 
@@ -239,6 +292,16 @@ impl SizeHistograms {
                 "vllm:request_params_max_tokens",
                 "The max_tokens of a request.",
             )?,
+            num_choices: histogram(
+                registry,
+                "vllm:request_params_n",
+                "Answers to each prompt of a request.",
+                &[1.0, 2.0, 5.0, 10.0, 20.0],
+            )?,
+            longest_choice: tokens(
+                "vllm:request_max_num_generation_tokens",
+                "Tokens of the longest answer of a request.",
+            )?,
             prefill_computed_tokens: tokens(
                 "vllm:request_prefill_kv_computed_tokens",
                 "Prompt tokens of a request that were not in the prefix cache.",
@@ -261,10 +324,12 @@ impl Rejections {
         let by_reason = counters(
             registry,
             "vllm:admission_rejections_total",
-            "Requests that the engine did not take.",
+            "Requests that were turned away, by reason.",
             "reason",
         )?;
         Ok(Self {
+            unauthorized: by_reason.with_label_values(&["unauthorized"]),
+            too_many_connections: by_reason.with_label_values(&["too_many_connections"]),
             queue_full: by_reason.with_label_values(&["queue_full"]),
             too_long: by_reason.with_label_values(&["too_long"]),
             unavailable: by_reason.with_label_values(&["unavailable"]),

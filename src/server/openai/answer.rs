@@ -32,7 +32,7 @@ pub struct Form {
     pub shape: Shape,
     pub mode: StreamMode,
     pub logprobs: bool,
-    /// The prompts, if a completion is to tell token ids. Not OpenAI's, but vLLM's.
+    /// The prompt of each choice, if a completion is to tell token ids. Not OpenAI's, but vLLM's.
     pub prompt_token_ids: Option<Vec<Vec<TokenId>>>,
 }
 

@@ -4,18 +4,20 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::answer::{self, Form, Shape};
 use super::logprobs;
 use super::messages::{self, Messages};
-use super::stream_mode::StreamMode;
+use super::stream_mode::{self, StreamMode};
 use crate::engine::TokenId;
 use crate::server::call::Call;
+use crate::server::choices;
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, Off};
-use crate::server::generation::{Generation, Job};
-use crate::server::options::{Dialect, Options};
+use crate::server::generation::Job;
+use crate::server::openapi::schema::{boolean, properties, request};
+use crate::server::options::{self, Dialect, Options};
 use crate::server::state::{AppState, Served};
 use crate::text::TextError;
 
@@ -30,9 +32,7 @@ const DIALECT: Dialect = Dialect {
 
 /// What is not supported, and the values that do not ask for it.
 const UNSUPPORTED: &[(&str, &[Off])] = &[
-    ("n", &[Off::Number(1)]),
     ("prompt_logprobs", &[Off::False]),
-    ("logit_bias", &[Off::Empty]),
     ("response_format", &[Off::TypeText]),
     ("tools", &[Off::Empty]),
     ("tool_choice", &[Off::Text("none"), Off::Text("auto")]),
@@ -71,6 +71,7 @@ struct ChatRequest {
     template: TemplateOptions,
     options: Options,
     logprobs: Option<usize>,
+    n: usize,
     mode: StreamMode,
 }
 
@@ -97,11 +98,39 @@ impl ChatRequest {
             },
             options: Options::take(&mut fields, &DIALECT, state.limits.vocab_size)?,
             logprobs: read_logprobs(&mut fields)?,
+            n: choices::take_number(&mut fields, state.served.http.max_choices)?,
             mode: StreamMode::take(&mut fields)?,
         };
         fields.finish(UNSUPPORTED)?;
         Ok(request)
     }
+}
+
+/// What [`ChatRequest::read`] takes.
+pub fn schema(state: &AppState) -> Value {
+    let (stream_fields, stream_rule) = stream_mode::schema();
+    let mut fields = options::schema(&DIALECT, state);
+    fields.extend(stream_fields);
+    let kwargs = json!({
+        "description": "More variables for the model's chat template",
+        "type": "object",
+        "propertyNames": {"not": {"enum": TEMPLATES_OWN}},
+    });
+    fields.extend(properties([
+        ("messages", messages::schema()),
+        ("n", choices::schema(state.served.http.max_choices)),
+        ("logprobs", boolean()),
+        ("top_logprobs", logprobs::number_schema()),
+        ("add_generation_prompt", boolean()),
+        ("chat_template_kwargs", kwargs),
+    ]));
+    let mut schema = request(&["messages"], fields);
+    let logprobs_rule = json!({"anyOf": [
+        {"required": ["logprobs"], "properties": {"logprobs": {"const": true}}},
+        {"properties": {"top_logprobs": {"enum": [0, null]}}},
+    ]});
+    schema["allOf"] = json!([stream_rule, logprobs_rule]);
+    schema
 }
 
 /// The handler.
@@ -111,6 +140,7 @@ pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Re
         template,
         options,
         logprobs,
+        n,
         mode,
     } = ChatRequest::read(call.fields, &state)?;
     let prompt = state
@@ -134,8 +164,8 @@ pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Re
         logprobs: logprobs.is_some(),
         prompt_token_ids: None,
     };
-    let generation = Generation::start(&state, job)?;
-    answer::respond(&state, form, vec![generation], call.id).await
+    let generations = choices::start(&state, vec![job], n).await?;
+    answer::respond(&state, form, generations, call.id).await
 }
 
 /// How many alternatives to report of each token, if any token is reported.
@@ -149,14 +179,19 @@ fn read_logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     Ok(is_wanted.then_some(num_top))
 }
 
+/// Variables that the template has from elsewhere.
+const TEMPLATES_OWN: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+
 /// Variables that the template has from elsewhere would be ignored, so they are refused.
 fn read_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
-    const TAKEN: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
     let name = "chat_template_kwargs";
     let kwargs = fields
         .take(name, "an object", |_: &Map<_, _>| true)?
         .unwrap_or_default();
-    match TAKEN.iter().find(|taken| kwargs.contains_key(**taken)) {
+    match TEMPLATES_OWN
+        .iter()
+        .find(|taken| kwargs.contains_key(**taken))
+    {
         None => Ok(kwargs),
         Some(taken) => {
             let path = format!("{name}.{taken}");

@@ -4,15 +4,18 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
+use serde_json::{Value, json};
 
 use super::answer::{self, Form, Shape};
 use super::logprobs;
-use super::stream_mode::StreamMode;
+use super::stream_mode::{self, StreamMode};
 use crate::server::call::Call;
+use crate::server::choices;
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, Off};
-use crate::server::generation::{Generation, Job};
-use crate::server::options::{Dialect, Options};
+use crate::server::generation::Job;
+use crate::server::openapi::schema::{boolean, properties, request};
+use crate::server::options::{self, Dialect, Options};
 use crate::server::prompt::Prompt;
 use crate::server::state::AppState;
 
@@ -27,11 +30,9 @@ const DIALECT: Dialect = Dialect {
 
 /// What is not supported, and the values that do not ask for it.
 const UNSUPPORTED: &[(&str, &[Off])] = &[
-    ("n", &[Off::Number(1)]),
     ("best_of", &[Off::Number(1)]),
     ("prompt_logprobs", &[Off::False]),
     ("suffix", &[Off::Empty]),
-    ("logit_bias", &[Off::Empty]),
     ("response_format", &[Off::TypeText]),
     ("min_tokens", &[Off::Number(0)]),
     ("length_penalty", &[Off::Number(1)]),
@@ -53,6 +54,7 @@ struct CompletionRequest {
     /// The prompt comes first in the text.
     echo: bool,
     return_token_ids: bool,
+    n: usize,
     mode: StreamMode,
 }
 
@@ -70,6 +72,7 @@ impl CompletionRequest {
         };
         let request = Self {
             prompts: Prompt::read(prompt, vocab_size)?,
+            n: choices::take_number(&mut fields, state.served.http.max_choices)?,
             options: Options::take(&mut fields, &dialect, vocab_size)?,
             logprobs: logprobs::take_number(&mut fields, "logprobs")?,
             echo,
@@ -81,7 +84,33 @@ impl CompletionRequest {
     }
 }
 
-/// The handler. Several prompts are several choices, generated side by side.
+/// What [`CompletionRequest::read`] takes.
+pub fn schema(state: &AppState) -> Value {
+    let with_echo = Dialect {
+        min_max_tokens: 0,
+        ..DIALECT
+    };
+    let (stream_fields, stream_rule) = stream_mode::schema();
+    let mut fields = options::schema(&with_echo, state);
+    fields.extend(stream_fields);
+    fields.extend(properties([
+        ("prompt", Prompt::schema(state.limits.vocab_size)),
+        ("n", choices::schema(state.served.http.max_choices)),
+        ("logprobs", logprobs::number_schema()),
+        ("echo", boolean()),
+        ("return_token_ids", boolean()),
+    ]));
+    let mut schema = request(&["prompt"], fields);
+    // Without echo, no output would be no answer.
+    let echo_rule = json!({"anyOf": [
+        {"required": ["echo"], "properties": {"echo": {"const": true}}},
+        {"properties": {"max_tokens": {"not": {"const": 0}}}},
+    ]});
+    schema["allOf"] = json!([stream_rule, echo_rule]);
+    schema
+}
+
+/// The handler. Each prompt has `n` choices, and all are generated side by side.
 pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Response, ApiError> {
     let CompletionRequest {
         prompts,
@@ -89,6 +118,7 @@ pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Re
         logprobs,
         echo,
         return_token_ids,
+        n,
         mode,
     } = CompletionRequest::read(call.fields, &state)?;
     let echoes = prompts
@@ -100,24 +130,21 @@ pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Re
         shape: Shape::Completion,
         mode,
         logprobs: logprobs.is_some(),
-        prompt_token_ids: return_token_ids.then(|| prompts.clone()),
+        prompt_token_ids: return_token_ids.then(|| {
+            let of_choices = prompts.iter().flat_map(|prompt| vec![prompt.clone(); n]);
+            of_choices.collect()
+        }),
     };
-    let generations = prompts
-        .into_iter()
-        .zip(echoes)
-        .map(|(prompt, echo)| {
-            let job = Job {
-                request_id: call.id.clone(),
-                endpoint: PATH,
-                arrived: call.arrived,
-                prompt,
-                prompt_field: "prompt",
-                options: &options,
-                logprobs,
-                echo,
-            };
-            Generation::start(&state, job)
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    let jobs = prompts.into_iter().zip(echoes).map(|(prompt, echo)| Job {
+        request_id: call.id.clone(),
+        endpoint: PATH,
+        arrived: call.arrived,
+        prompt,
+        prompt_field: "prompt",
+        options: &options,
+        logprobs,
+        echo,
+    });
+    let generations = choices::start(&state, jobs.collect(), n).await?;
     answer::respond(&state, form, generations, call.id).await
 }

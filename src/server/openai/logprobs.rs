@@ -2,9 +2,12 @@
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
+use serde_json::Value;
+
 use crate::engine::{TokenId, TokenLogprobs};
 use crate::server::error::ApiError;
 use crate::server::fields::Fields;
+use crate::server::openapi::schema::integer;
 use crate::server::output::ScoredToken;
 use crate::text::Tokenizer;
 
@@ -21,6 +24,11 @@ const LEAST_LOGPROB: f32 = -9999.0;
 pub fn take_number(fields: &mut Fields, name: &str) -> Result<Option<usize>, ApiError> {
     let expected = format!("a whole number from 0 to {MAX_TOP}");
     fields.take(name, &expected, |number: &usize| *number <= MAX_TOP)
+}
+
+/// What [`take_number`] takes.
+pub fn number_schema() -> Value {
+    integer(0, MAX_TOP)
 }
 
 /// `logprobs` of a completion's choice: four lists with one entry a token.

@@ -4,9 +4,12 @@ use serde_json::{Value, json};
 
 use crate::server::error::ApiError;
 use crate::server::fields::{Field, Fields, Off};
+use crate::server::openapi::schema::{array, one_of, properties, request, string};
 
 /// Most messages in one chat.
 const MAX_MESSAGES: usize = 4096;
+
+const ROLES: [&str; 4] = ["system", "developer", "user", "assistant"];
 
 /// A list of `{"role", "content"}`, content as one string.
 #[derive(Debug, PartialEq)]
@@ -51,6 +54,27 @@ pub fn read(field: Field) -> Result<Messages, ApiError> {
     }
 }
 
+/// What [`read`] takes.
+pub fn schema() -> Value {
+    let part = json!({
+        "type": "object",
+        "required": ["type", "text"],
+        "properties": {"type": {"const": "text"}, "text": string()},
+        "additionalProperties": false,
+    });
+    let fields = properties([
+        ("role", one_of(&ROLES)),
+        ("content", json!({"anyOf": [string(), array(part)]})),
+        ("name", string()),
+    ]);
+    json!({
+        "type": "array",
+        "items": request(&["role", "content"], fields),
+        "minItems": 1,
+        "maxItems": MAX_MESSAGES,
+    })
+}
+
 fn read_message(field: Field) -> Result<(Value, usize), ApiError> {
     let path = field.path.clone();
     let mut fields = Fields::of_object(field)?;
@@ -58,7 +82,6 @@ fn read_message(field: Field) -> Result<(Value, usize), ApiError> {
         let path = format!("{path}.{name}");
         ApiError::invalid(&path, format!("`{path}` is missing"))
     };
-    const ROLES: [&str; 4] = ["system", "developer", "user", "assistant"];
     let role = fields.take(
         "role",
         "system, developer, user or assistant",

@@ -1,13 +1,27 @@
 //! `stream` and `stream_options`.
 
+use serde_json::{Value, json};
+
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, Off};
+use crate::server::openapi::schema::{Properties, boolean, properties, request};
 
 /// How the answer is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamMode {
     Whole,
     Stream { include_usage: bool },
+}
+
+/// What [`StreamMode::take`] takes, and what must hold between the two.
+pub fn schema() -> (Properties, Value) {
+    let options = request(&[], properties([("include_usage", boolean())]));
+    let fields = properties([("stream", boolean()), ("stream_options", options)]);
+    let rule = json!({"anyOf": [
+        {"required": ["stream"], "properties": {"stream": {"const": true}}},
+        {"properties": {"stream_options": {"type": "null"}}},
+    ]});
+    (fields, rule)
 }
 
 impl StreamMode {

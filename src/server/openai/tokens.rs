@@ -8,8 +8,31 @@ use serde_json::{Value, json};
 
 use crate::server::call::Call;
 use crate::server::error::ApiError;
-use crate::server::prompt::read_token_ids;
+use crate::server::openapi::schema::{boolean, properties, request, string};
+use crate::server::prompt::{read_token_ids, token_ids_schema};
 use crate::server::state::AppState;
+
+pub const TOKENIZE_PATH: &str = "/tokenize";
+pub const DETOKENIZE_PATH: &str = "/detokenize";
+
+/// What [`tokenize`] takes.
+pub fn tokenize_schema(state: &AppState) -> Value {
+    let fields = properties([
+        ("prompt", string()),
+        ("add_special_tokens", boolean()),
+        ("model", json!({"const": state.served.model.name})),
+    ]);
+    request(&["prompt"], fields)
+}
+
+/// What [`detokenize`] takes.
+pub fn detokenize_schema(state: &AppState) -> Value {
+    let fields = properties([
+        ("tokens", token_ids_schema(state.limits.vocab_size)),
+        ("model", json!({"const": state.served.model.name})),
+    ]);
+    request(&["tokens"], fields)
+}
 
 /// `{prompt, add_special_tokens}` to `{tokens, count}`.
 pub async fn tokenize(

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::server::generation::Summary;
 
-/// Sums over all choices of a response.
+/// Sums over all choices of a response. A prompt counts once, however many choices it has.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Usage {
     prompt_tokens: usize,
@@ -21,15 +21,16 @@ struct PromptTokensDetails {
 
 impl Usage {
     pub fn of(summaries: &[Summary]) -> Self {
-        let sum = |part: fn(&Summary) -> usize| summaries.iter().map(part).sum();
-        let prompt_tokens = sum(|summary| summary.prompt_tokens);
-        let completion_tokens = sum(|summary| summary.generated_tokens);
+        let firsts = || summaries.iter().filter(|summary| summary.choice == 0);
+        let prompt_tokens = firsts().map(|summary| summary.prompt_tokens).sum();
+        let generated = summaries.iter().map(|summary| summary.generated_tokens);
+        let completion_tokens = generated.sum();
         Self {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptTokensDetails {
-                cached_tokens: sum(|summary| summary.cached_tokens),
+                cached_tokens: firsts().map(|summary| summary.cached_tokens).sum(),
             },
         }
     }
