@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 
 use super::ab::args::AbArgs;
 use super::cache_state::CacheState;
+use super::client::ApiKey;
 use super::endpoint::Endpoint;
 use super::goodput::{Bound, Slo};
 use super::load::Arrivals;
@@ -31,6 +32,9 @@ pub struct BenchArgs {
     /// address of a /generate [default: start this program's own server]
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<Endpoint>,
+    /// The key to send to a server that asks for one
+    #[arg(long, env = "API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub api_key: Option<ApiKey>,
     #[command(flatten)]
     pub load: LoadArgs,
     /// Raw records, as JSON [default: a new file under benches/results/]

@@ -2,11 +2,14 @@
 //!
 //! Whatever goes wrong is written into the record; nothing here ends a run.
 
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
+use hyper::header::{HeaderValue, InvalidHeaderValue};
+use hyper::http::request;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -39,19 +42,38 @@ pub struct RequestParams {
     pub id_prefix: String,
 }
 
+/// What a server may ask its clients for. Never shown.
+#[derive(Clone, Debug)]
+pub struct ApiKey(HeaderValue);
+
+impl FromStr for ApiKey {
+    type Err = InvalidHeaderValue;
+
+    fn from_str(key: &str) -> Result<Self, InvalidHeaderValue> {
+        let mut header = HeaderValue::from_str(&format!("Bearer {key}"))?;
+        header.set_sensitive(true);
+        Ok(Self(header))
+    }
+}
+
 /// A client of one server, with kept-alive connections.
 #[derive(Clone, Debug)]
 pub struct Client {
     http: HttpClient<HttpConnector, Full<Bytes>>,
     pub endpoint: Endpoint,
+    api_key: Option<ApiKey>,
 }
 
 impl Client {
-    pub fn new(endpoint: Endpoint) -> Self {
+    pub fn new(endpoint: Endpoint, api_key: Option<ApiKey>) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         let http = HttpClient::builder(TokioExecutor::new()).build(connector);
-        Self { http, endpoint }
+        Self {
+            http,
+            endpoint,
+            api_key,
+        }
     }
 
     /// Sends one prompt; `due` is when it should have been sent.
@@ -115,13 +137,19 @@ impl Client {
     }
 
     fn post(&self, body: &Value, request_id: &str) -> Result<Request<Full<Bytes>>, Failure> {
-        Request::builder()
-            .method(Method::POST)
-            .uri(self.endpoint.url(self.endpoint.path()))
+        self.request(Method::POST, &self.endpoint.url(self.endpoint.path()))
             .header(header::CONTENT_TYPE, "application/json")
             .header("x-request-id", request_id)
             .body(Full::from(body.to_string()))
             .map_err(|error| Failure::new(FailureReason::Connection, error.to_string()))
+    }
+
+    fn request(&self, method: Method, url: &str) -> request::Builder {
+        let request = Request::builder().method(method).uri(url);
+        match &self.api_key {
+            Some(ApiKey(key)) => request.header(header::AUTHORIZATION, key),
+            None => request,
+        }
     }
 
     async fn exchange(
@@ -193,7 +221,8 @@ impl Client {
     pub async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
         let url = self.endpoint.url(path);
         let question = async {
-            let response = self.http.get(url.parse()?).await?;
+            let request = self.request(Method::GET, &url).body(Full::default())?;
+            let response = self.http.request(request).await?;
             let status = response.status();
             let body = whole_body(response)
                 .await

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::args::LoadArgs;
 use super::cache_state::CacheState;
-use super::client::{Client, RequestParams};
+use super::client::{ApiKey, Client, RequestParams};
 use super::endpoint::{Api, Endpoint};
 use super::load::{Arrivals, run_load};
 use super::machine::Machine;
@@ -51,8 +51,9 @@ impl Target {
     ///
     /// # Errors
     /// It cannot be reached, or lists no model.
-    pub async fn running(endpoint: &Endpoint) -> anyhow::Result<Self> {
-        Self::open(endpoint.clone(), None, BTreeMap::new()).await
+    pub async fn running(endpoint: &Endpoint, api_key: Option<ApiKey>) -> anyhow::Result<Self> {
+        let client = Client::new(endpoint.clone(), api_key);
+        Self::open(client, None, BTreeMap::new()).await
     }
 
     /// This program's own server, started with `settings` on top of this program's environment;
@@ -68,15 +69,15 @@ impl Target {
         let waiting = progress_bar(None, "starting the server");
         let endpoint = server.ready().await?;
         waiting.finish_and_clear();
-        Self::open(endpoint, Some(server), settings.clone()).await
+        let client = Client::new(endpoint, None);
+        Self::open(client, Some(server), settings.clone()).await
     }
 
     async fn open(
-        endpoint: Endpoint,
+        client: Client,
         own_server: Option<OwnServer>,
         settings: BTreeMap<String, String>,
     ) -> anyhow::Result<Self> {
-        let client = Client::new(endpoint);
         let model = client.model_id().await?;
         ensure!(
             model.is_some() || client.endpoint.api == Api::Generate,

@@ -36,7 +36,7 @@ pub struct OwnServer {
 
 impl OwnServer {
     /// Starts `program serve` on a free port of this machine. The environment passes through, but
-    /// for HOST and PORT. What it logs is added to the file `log`.
+    /// for HOST and PORT, and for keys: nobody else gets to know this server. What it logs is added to the file `log`.
     ///
     /// # Errors
     /// The log cannot be written, or the program not started.
@@ -50,6 +50,8 @@ impl OwnServer {
             .args(["serve", "--host", "127.0.0.1", "--port", "0"])
             .env_remove("HOST")
             .env_remove("PORT")
+            .env_remove("API_KEY")
+            .env_remove("API_KEYS_FILE")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr)
@@ -78,7 +80,7 @@ impl OwnServer {
                 bail!("the server ended before it was ready");
             };
             let endpoint = Endpoint::own(&address);
-            let client = Client::new(endpoint.clone());
+            let client = Client::new(endpoint.clone(), None);
             while client.get("/health/ready").await?.0 != StatusCode::OK {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }

@@ -7,7 +7,10 @@ use serde_json::{Map, Value};
 /// The environment variable of a setting that the server reports: its name in capitals, without
 /// the unit that its value is reported in.
 pub fn variable_of(setting: &str) -> String {
-    setting.strip_suffix("_s").unwrap_or(setting).to_uppercase()
+    let name = ["_s", "_bytes"]
+        .iter()
+        .find_map(|unit| setting.strip_suffix(unit));
+    name.unwrap_or(setting).to_uppercase()
 }
 
 /// The settings that came through the environment of this program.
@@ -17,7 +20,9 @@ pub fn settings_from_environment(settings: &Map<String, Value>) -> BTreeMap<Stri
         let value = std::env::var(&name).ok()?;
         Some((name, value))
     };
-    let of_this_run = |name: &&String| !["host", "port"].contains(&name.as_str());
+    // A server of our own has neither an address that matters nor keys, and these are secret.
+    const NOT_TAKEN: [&str; 4] = ["host", "port", "api_key", "api_keys_file"];
+    let of_this_run = |name: &&String| !NOT_TAKEN.contains(&name.as_str());
     settings
         .keys()
         .filter(of_this_run)
@@ -25,15 +30,15 @@ pub fn settings_from_environment(settings: &Map<String, Value>) -> BTreeMap<Stri
         .collect()
 }
 
-/// Flags whose text is kept in the record itself, and has no part in what is measured.
-const PROSE_FLAGS: [&str; 3] = ["--changes", "--tradeoff", "--next"];
+/// Flags whose text is kept in the record itself, or in none, and has no part in what is measured.
+const LEFT_OUT_FLAGS: [&str; 4] = ["--changes", "--tradeoff", "--next", "--api-key"];
 
 /// The command that repeats this run.
 pub fn command_line(environment: &BTreeMap<String, String>) -> String {
     let variables = environment
         .iter()
         .map(|(name, value)| format!("{name}={}", quoted(value)));
-    let flags = without_prose(std::env::args().skip(1));
+    let flags = without_left_out(std::env::args().skip(1));
     let flags = flags.iter().map(|flag| quoted(flag));
     let words: Vec<String> = variables
         .chain(["candlepower".to_owned()])
@@ -42,12 +47,12 @@ pub fn command_line(environment: &BTreeMap<String, String>) -> String {
     words.join(" ")
 }
 
-fn without_prose(flags: impl Iterator<Item = String>) -> Vec<String> {
+fn without_left_out(flags: impl Iterator<Item = String>) -> Vec<String> {
     let mut kept = Vec::new();
     let mut flags = flags.into_iter();
     while let Some(flag) = flags.next() {
         let name = flag.split('=').next().unwrap_or_default();
-        if !PROSE_FLAGS.contains(&name) {
+        if !LEFT_OUT_FLAGS.contains(&name) {
             kept.push(flag);
         } else if name == flag {
             // The text is the next word.
@@ -80,7 +85,7 @@ mod tests {
             "--name",
             "--next",
         ];
-        let kept = without_prose(flags.into_iter().map(str::to_owned));
+        let kept = without_left_out(flags.into_iter().map(str::to_owned));
         assert_eq!(kept, ["bench", "ab", "--name"]);
     }
 

@@ -78,7 +78,7 @@ async fn session(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
     args.load.slo()?;
     let file = ResultFile::prepare(folder, &root, args.output.as_deref(), "")?;
     let target = match &args.endpoint {
-        Some(endpoint) => Target::running(endpoint).await?,
+        Some(endpoint) => Target::running(endpoint, args.api_key.clone()).await?,
         None => Target::start(&Default::default(), &file.log()).await?,
     };
     let mut record = measure(&target, &args.load).await?;

@@ -1,6 +1,7 @@
 //! The built program, run as a user runs it, with real models.
 
 mod faithful;
+mod keys;
 mod log;
 mod quantize;
 mod real_model;

@@ -63,6 +63,10 @@ impl RealServer {
         Self { child, address }
     }
 
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     /// Sends a request and returns the connection, to read as much of the answer as one likes.
     pub fn open(&self, path: &str, body: &Value) -> TcpStream {
         self.open_with_key(path, body, "")
