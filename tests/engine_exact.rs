@@ -78,6 +78,7 @@ fn submit_for(engine: &EngineHandle, case: &Case, max_tokens: usize) -> Unbounde
         logprobs: None,
         prompt_logprobs: None,
         arrived: Instant::now(),
+        timeline: None,
     };
     engine.submit(request).expect("it fits")
 }

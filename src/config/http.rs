@@ -35,7 +35,7 @@ pub struct HttpConfig {
     pub max_connections: usize,
     /// Largest body of a request
     #[arg(long, env = "MAX_BODY_SIZE", default_value = "4MiB", value_parser = parse_bytes)]
-    #[serde(rename = "max_body_bytes")]
+    #[serde(rename = "max_body_size_bytes")]
     pub max_body_size: usize,
     /// Most tokens that one request may ask for [default: what the prompt leaves of MAX_MODEL_LEN]
     #[arg(long, env = "MAX_OUTPUT_TOKENS",

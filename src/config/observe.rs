@@ -12,6 +12,9 @@ pub struct ObserveConfig {
     #[arg(long, env = "LOG_PROMPTS", default_value = "false", action = clap::ArgAction::Set,
           value_parser = BoolishValueParser::new(), value_name = "BOOL")]
     pub log_prompts: bool,
+    /// Tell what happened to each of this many last requests at /debug/requests; 0: off
+    #[arg(long, env = "DEBUG_REQUESTS", default_value_t = 0)]
+    pub debug_requests: usize,
 }
 
 /// How the log is written.

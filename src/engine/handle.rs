@@ -1,6 +1,6 @@
 //! The engine's front door, for many threads at once: submit, stats, health.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ pub(super) struct Shared {
     pub limits: Limits,
     /// Requests sent and not yet admitted: the inbox and the waiting queue.
     pub num_queued: AtomicUsize,
+    /// Some request has a timeline.
+    pub keeps_timelines: AtomicBool,
     num_submitted: AtomicU64,
     num_rejected: AtomicU64,
     pub stats: Mutex<EngineStats>,
@@ -55,6 +57,7 @@ impl Shared {
         Self {
             limits,
             num_queued: AtomicUsize::new(0),
+            keeps_timelines: AtomicBool::new(false),
             num_submitted: AtomicU64::new(0),
             num_rejected: AtomicU64::new(0),
             stats: Mutex::new(stats),
@@ -99,6 +102,9 @@ impl EngineHandle {
             return Err(EngineError::Unavailable(reason));
         }
         self.enter_queue()?;
+        if request.timeline.is_some() {
+            self.shared.keeps_timelines.store(true, Ordering::Relaxed);
+        }
 
         let (events, receiver) = unbounded_channel();
         let deadline = request.arrived + limits.request_timeout;

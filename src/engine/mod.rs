@@ -14,6 +14,7 @@ mod sequence;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod timeline;
 mod worker;
 
 pub use handle::{EngineHandle, Health, Limits};
@@ -23,4 +24,5 @@ pub use request::{EngineError, Event, FinishReason, Request, SamplingParams, Tok
 pub use stats::{
     BatchStats, EngineStats, EvictionStats, KvStats, PrefixStats, QueueStats, RequestStats,
 };
+pub use timeline::{Entry, Happening, Timeline, WaitCause};
 pub use worker::{KvCapacity, start};

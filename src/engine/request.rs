@@ -1,8 +1,10 @@
 //! What crosses the border between server and engine: a [`Request`] in, [`Event`]s out.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::logprobs::TokenLogprobs;
+use super::timeline::Timeline;
 
 /// One token id of the model's vocabulary.
 pub type TokenId = u32;
@@ -22,6 +24,8 @@ pub struct Request {
     pub prompt_logprobs: Option<usize>,
     /// When the server took the request; the engine's timings count from here.
     pub arrived: Instant,
+    /// Where to write down what happens to it, if anybody wants to know.
+    pub timeline: Option<Arc<Timeline>>,
 }
 
 /// How the next token is chosen. The default is greedy.

@@ -1,12 +1,14 @@
 //! The engine's state of one generation.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::request::{EngineError, Event, Request, TokenId};
 use super::sampler::SamplerState;
+use super::timeline::Timeline;
 use crate::kv_cache::BlockTable;
 
 /// One generation: its tokens, where they lie in the cache, and whom to tell.
@@ -29,6 +31,7 @@ pub(super) struct Sequence {
     pub admitted: Option<Instant>,
     pub first_token: Option<Instant>,
     pub deadline: Instant,
+    pub timeline: Option<Arc<Timeline>>,
     events: UnboundedSender<Event>,
 }
 
@@ -51,6 +54,7 @@ impl Sequence {
             admitted: None,
             first_token: None,
             deadline,
+            timeline: request.timeline,
             events,
         }
     }

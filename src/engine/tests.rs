@@ -55,6 +55,7 @@ fn request(prompt: &[TokenId], max_tokens: usize) -> Request {
         logprobs: None,
         prompt_logprobs: None,
         arrived: Instant::now(),
+        timeline: None,
     }
 }
 

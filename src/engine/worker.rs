@@ -17,6 +17,7 @@ use super::sampler::{NotFinite, Sampler};
 use super::scheduler::{Scheduler, StepPlan};
 use super::sequence::Sequence;
 use super::stats::{BatchStats, EngineStats, KvStats, QueueStats, ratio};
+use super::timeline;
 use crate::config::EngineConfig;
 use crate::kv_cache::{BLOCK_SIZE, KvCache};
 use crate::runner::{Logits, RaggedBatch, Runner};
@@ -251,6 +252,11 @@ impl Worker {
         let forward_start = Instant::now();
         let logits = self.runner.forward(&self.batch)?;
         let forward_end = Instant::now();
+        if self.shared.keeps_timelines.load(Ordering::Relaxed) {
+            let max_batch_size = self.shared.limits.max_batch_size;
+            let limits = (max_batch_size, self.stats.batch.max_batch_tokens);
+            timeline::note_step(&self.scheduler, &self.plan, limits, (start, forward_end));
+        }
 
         let mut row = 0;
         let mut num_generated = 0;

@@ -129,6 +129,9 @@ impl Generation {
                 prompt,
                 answer: String::new(),
             });
+        let progress = Progress::new(job.arrived, prompt_tokens, max_tokens);
+        let traces = &state.traces;
+        let trace = traces.begin(&job.request_id, job.endpoint, choice.index, &progress);
         let request = Request {
             prompt,
             max_tokens,
@@ -137,6 +140,7 @@ impl Generation {
             logprobs: job.logprobs,
             prompt_logprobs: echo.as_ref().and(job.logprobs),
             arrived: job.arrived,
+            timeline: trace.as_ref().map(|trace| trace.timeline()),
         };
         Ok(Self {
             events: submit(state, request)?,
@@ -153,8 +157,9 @@ impl Generation {
                 job.request_id,
                 job.endpoint,
                 choice,
-                Progress::new(job.arrived, prompt_tokens, max_tokens),
+                progress,
                 texts,
+                trace,
             ),
             ended: false,
         })

@@ -12,6 +12,7 @@
 
 mod call;
 mod choices;
+mod debug;
 mod door;
 mod echo;
 mod error;

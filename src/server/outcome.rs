@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::choices::Choice;
+use super::debug::Trace;
 use super::error::ApiError;
 use super::request_id::RequestId;
 use super::state::AppState;
@@ -64,6 +65,7 @@ pub struct Record {
     pub choice: Choice,
     pub progress: Progress,
     texts: Option<Texts>,
+    trace: Option<Arc<Trace>>,
     closed: bool,
 }
 
@@ -82,6 +84,7 @@ impl Record {
         choice: Choice,
         progress: Progress,
         texts: Option<Texts>,
+        trace: Option<Arc<Trace>>,
     ) -> Self {
         Self {
             state,
@@ -90,6 +93,7 @@ impl Record {
             choice,
             progress,
             texts,
+            trace,
             closed: false,
         }
     }
@@ -131,6 +135,9 @@ impl Record {
         let progress = &self.progress;
         let timings = progress.timings(Instant::now());
         self.state.metrics.observe_end(outcome, progress, &timings);
+        if let Some(trace) = &self.trace {
+            trace.end(outcome, progress.generated_tokens);
+        }
         if let Outcome::Finished(_) = outcome {
             self.choice.finished(progress.generated_tokens);
         }

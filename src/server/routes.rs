@@ -16,14 +16,14 @@ use super::door::{cors, keys};
 use super::error::ApiError;
 use super::request_id::{RequestId, X_REQUEST_ID};
 use super::state::AppState;
-use super::{generate, health, metrics, openai, openapi, stats};
+use super::{debug, generate, health, metrics, openai, openapi, stats};
 
 /// The whole API.
 pub fn router(state: Arc<AppState>) -> Router {
     let check_key = middleware::from_fn_with_state(state.clone(), keys::check);
     let origins = state.served.http.cors_allow_origins.as_ref();
     let cors = origins.map(cors::layer);
-    let router = Router::new()
+    let mut router = Router::new()
         .route(generate::PATH, post(generate::generate))
         .route(openai::completions::PATH, post(openai::completions::create))
         .route(openai::chat::PATH, post(openai::chat::create))
@@ -42,7 +42,11 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/health/ready", get(health::ready))
         .route("/health/live", get(health::live))
         .route("/metrics", get(metrics::scrape))
-        .route("/stats", get(stats::stats))
+        .route("/stats", get(stats::stats));
+    if state.served.observe.debug_requests > 0 {
+        router = router.route(debug::PATH, get(debug::requests));
+    }
+    let router = router
         .fallback(async |uri: Uri| ApiError::PathNotFound(uri.path().to_owned()))
         .method_not_allowed_fallback(async |request: Request| ApiError::MethodNotAllowed {
             method: request.method().clone(),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use super::debug::Traces;
 use super::door::keys::ApiKeys;
 use super::error::ApiError;
 use super::metrics::Metrics;
@@ -63,6 +64,7 @@ pub struct AppState {
     pub served: Served,
     pub limits: Limits,
     pub metrics: Metrics,
+    pub traces: Traces,
     pub started: Instant,
     /// Tells answers of different programs or weights apart, as OpenAI's `system_fingerprint`.
     pub fingerprint: String,
@@ -75,6 +77,7 @@ impl AppState {
         let limits = served.engine.limits();
         Ok(Self {
             metrics: Metrics::new(&served.model, served.engine.clone())?,
+            traces: Traces::new(served.observe.debug_requests),
             limits,
             started: Instant::now(),
             fingerprint: fingerprint(&served.model),

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::client::request;
-use crate::server::{MODEL, TestServer};
+use crate::server::{MODEL, Setup, TestServer};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -132,7 +132,10 @@ fn what_the_template_refuses_is_the_clients_to_change() {
 
 #[test]
 fn a_model_without_a_template_cannot_chat() {
-    let server = TestServer::without_chat_template();
+    let server = TestServer::of(Setup {
+        has_chat_template: false,
+        ..Setup::default()
+    });
     let response = server.post(PATH, r#"{"messages": [{"role": "user", "content": "hi"}]}"#);
     assert_eq!(
         (response.status, &response.json()["error"]["param"]),

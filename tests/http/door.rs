@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use crate::client::{Connection, Response, get, post, request};
 use crate::model::CountingRunner;
 use crate::observe::sample;
-use crate::server::{TestServer, config, http, wait_for};
+use crate::server::{Setup, TestServer, http, wait_for};
 
 /// Long enough for a request over loopback, and short enough to wait for.
-const SHORT: Duration = Duration::from_millis(300);
+const SHORT: Duration = Duration::from_millis(500);
 
 /// Only a hang takes this long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -226,7 +226,11 @@ fn an_idle_connection_is_closed_and_a_working_one_is_not() {
         idle_timeout: SHORT,
         ..http()
     };
-    let server = TestServer::with_all(runner, &config(), http, true);
+    let server = TestServer::of(Setup {
+        runner: Box::new(runner),
+        http,
+        ..Setup::default()
+    });
     let mut silent = connect(&server);
     assert_eq!(read_until_closed(&mut silent), "");
 

@@ -7,6 +7,7 @@ mod server;
 mod bad_input;
 mod chat;
 mod completions;
+mod debug;
 mod door;
 mod generate;
 mod life;

@@ -54,35 +54,72 @@ pub fn http() -> HttpConfig {
     }
 }
 
+pub fn observe() -> ObserveConfig {
+    ObserveConfig {
+        log_prompts: false,
+        debug_requests: 0,
+    }
+}
+
+/// What a server is made of.
+pub struct Setup {
+    pub runner: Box<dyn Runner>,
+    pub engine: EngineConfig,
+    pub num_blocks: usize,
+    pub http: HttpConfig,
+    pub observe: ObserveConfig,
+    pub has_chat_template: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            runner: Box::new(CountingRunner::new()),
+            engine: config(),
+            num_blocks: 512,
+            http: http(),
+            observe: observe(),
+            has_chat_template: true,
+        }
+    }
+}
+
 impl TestServer {
     pub fn start() -> Self {
-        Self::with(CountingRunner::new(), &config())
+        Self::of(Setup::default())
     }
 
     pub fn with(runner: impl Runner + 'static, config: &EngineConfig) -> Self {
-        Self::with_all(runner, config, http(), true)
+        Self::of(Setup {
+            runner: Box::new(runner),
+            engine: config.clone(),
+            ..Setup::default()
+        })
     }
 
     pub fn with_http(http: HttpConfig) -> Self {
-        Self::with_all(CountingRunner::new(), &config(), http, true)
+        Self::of(Setup {
+            http,
+            ..Setup::default()
+        })
     }
 
-    pub fn without_chat_template() -> Self {
-        Self::with_all(CountingRunner::new(), &config(), http(), false)
-    }
-
-    pub fn with_all(
-        runner: impl Runner + 'static,
-        config: &EngineConfig,
-        http: HttpConfig,
-        has_chat_template: bool,
-    ) -> Self {
+    pub fn of(setup: Setup) -> Self {
+        let Setup {
+            runner,
+            engine: config,
+            num_blocks,
+            http,
+            observe,
+            has_chat_template,
+        } = setup;
         let kv = KvCapacity {
-            num_blocks: 512,
+            num_blocks,
             bytes_per_token: 1,
         };
+        let max_model_len = MAX_MODEL_LEN.min(kv.num_tokens());
         let served = Served {
-            engine: engine::start(Box::new(runner), kv, MAX_MODEL_LEN, config).expect("it fits"),
+            engine: engine::start(runner, kv, max_model_len, &config).expect("it fits"),
             tokenizer: tokenizer(),
             chat_template: has_chat_template.then(chat_template),
             eos_token_ids: vec![END],
@@ -100,7 +137,7 @@ impl TestServer {
             },
             keys: ApiKeys::load(&http).expect("keys"),
             http,
-            observe: ObserveConfig { log_prompts: false },
+            observe,
             settings: json!({"max_batch_size": config.max_batch_size}),
         };
         let runtime = Runtime::new().expect("a runtime");

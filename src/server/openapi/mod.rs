@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::openai::{chat, completions, tokens};
 use super::state::AppState;
-use super::{generate, timings};
+use super::{debug, generate, timings};
 use schema::{array, count, nullable, one_of, response, string};
 
 pub const PATH: &str = "/openapi.json";
@@ -65,6 +65,12 @@ pub async fn document(State(state): State<Arc<AppState>>) -> Json<Value> {
     document["paths"]["/v1/models/{id}"]["parameters"] = json!([
         {"name": "id", "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}},
     ]);
+    if state.served.observe.debug_requests > 0 {
+        document["paths"][debug::PATH] = get(
+            "What happened to the last requests",
+            json!({"200": json_content(&response([("requests", array(json!({"type": "object"})))]))}),
+        );
+    }
     if state.served.keys.are_needed() {
         document["security"] = json!([{"key": []}]);
     }
