@@ -137,7 +137,7 @@ def test_errors_have_the_packages_types_and_name_the_field(client, model):
     assert error.value.type == "invalid_request_error"
 
     with pytest.raises(openai.BadRequestError) as error:
-        client.chat.completions.create(model=model, messages=QUESTION, n=2)
+        client.chat.completions.create(model=model, messages=QUESTION, n=0)
     assert error.value.param == "n"
 
     with pytest.raises(openai.BadRequestError) as error:
