@@ -91,6 +91,10 @@ pub struct EngineConfig {
     #[arg(long, env = "REQUEST_TIMEOUT", default_value = "30", value_parser = parse_duration)]
     #[serde(rename = "request_timeout_s", serialize_with = "as_seconds")]
     pub request_timeout: Duration,
+    /// A step that takes longer makes the server unready; four times this ends the process
+    #[arg(long, env = "STALL_TIMEOUT", default_value = "30", value_parser = parse_duration)]
+    #[serde(rename = "stall_timeout_s", serialize_with = "as_seconds")]
+    pub stall_timeout: Duration,
     /// Longest sequence, prompt and output, in tokens [default: the model's window, or what the
     /// KV cache holds]
     #[arg(long, env = "MAX_MODEL_LEN")]
@@ -110,6 +114,15 @@ pub struct ServerConfig {
     /// Port to listen on; 0 takes a free one
     #[arg(long, env = "PORT", default_value_t = 8000)]
     pub port: u16,
+    /// true: share the port, once the model is loaded, with a running server that has this set too
+    /// and is to be replaced (see scripts/hand-over)
+    #[arg(long, env = "REUSE_PORT", default_value = "false", action = clap::ArgAction::Set,
+          value_parser = BoolishValueParser::new(), value_name = "BOOL")]
+    pub reuse_port: bool,
+    /// Most time for the requests in flight when the server is told to stop; then they are ended
+    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "30", value_parser = parse_duration)]
+    #[serde(rename = "drain_timeout_s", serialize_with = "as_seconds")]
+    pub drain_timeout: Duration,
 }
 
 /// The device that was asked for.

@@ -22,6 +22,8 @@ fn start_log(format: LogFormat) {
     // Standard output belongs to the command's own result.
     let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        // A log that nobody takes is no reason to panic.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()));
     match format {

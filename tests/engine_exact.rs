@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use candle_core::Device;
 use candlepower::config::{EngineConfig, MemorySize};
 use candlepower::engine::{
-    EngineHandle, Event, FinishReason, KvCapacity, Request, SamplingParams, start,
+    ClientId, EngineHandle, Event, FinishReason, KvCapacity, Request, SamplingParams, start,
 };
 use candlepower::kernels::Isa;
 use candlepower::kv_cache::BLOCK_SIZE;
@@ -54,6 +54,7 @@ fn engine(
         max_wait_time: Duration::ZERO,
         queue_max_size: 100,
         request_timeout: Duration::from_secs(600),
+        stall_timeout: Duration::from_secs(600),
         max_model_len: None,
         kv_cache_size: MemorySize::Bytes(1),
     };
@@ -79,6 +80,10 @@ fn submit_for(engine: &EngineHandle, case: &Case, max_tokens: usize) -> Unbounde
         prompt_logprobs: None,
         arrived: Instant::now(),
         timeline: None,
+        timeout: None,
+        first_token_within: None,
+        priority: 0,
+        client: ClientId::default(),
     };
     engine.submit(request).expect("it fits")
 }

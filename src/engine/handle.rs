@@ -1,15 +1,23 @@
 //! The engine's front door, for many threads at once: submit, stats, health.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 
-use super::request::{EngineError, Event, Request};
+use super::forecast::{Forecast, Load, Queued, Work};
+use super::heartbeat::Heartbeat;
+use super::request::{Awaited, EngineError, Event, Request};
 use super::sequence::Sequence;
 use super::stats::EngineStats;
+
+/// Stalls of this many times `Limits::stall_timeout` are for good.
+const STALLS_UNTIL_FAILED: u32 = 4;
+
+/// The longest wait that a refused client is told.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// Sends requests to the engine's thread, which ends when the last handle is dropped.
 #[derive(Clone, Debug)]
@@ -28,12 +36,16 @@ pub struct Limits {
     pub queue_max_size: usize,
     /// Longest time for one request, waiting and generating.
     pub request_timeout: Duration,
+    /// A step that takes longer counts as stuck.
+    pub stall_timeout: Duration,
 }
 
 /// Whether the engine takes work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     Ready,
+    /// There is work, and for this long no step has ended.
+    Stalled(Duration),
     /// It has ended, and why.
     Failed(String),
 }
@@ -48,33 +60,59 @@ pub(super) struct Shared {
     pub keeps_timelines: AtomicBool,
     num_submitted: AtomicU64,
     num_rejected: AtomicU64,
+    num_hopeless: AtomicU64,
     pub stats: Mutex<EngineStats>,
-    pub health: watch::Sender<Health>,
+    /// Locked while a request is sent, so that whoever holds it finds all of them in here or in the
+    /// inbox, and none on the way.
+    load: Mutex<Load>,
+    pub heartbeat: Heartbeat,
+    /// Why the engine has ended, once it has.
+    failure: watch::Sender<Option<String>>,
 }
 
 impl Shared {
-    pub fn new(limits: Limits, stats: EngineStats) -> Self {
+    pub fn new(limits: Limits, stats: EngineStats, load: Load) -> Self {
         Self {
             limits,
             num_queued: AtomicUsize::new(0),
             keeps_timelines: AtomicBool::new(false),
             num_submitted: AtomicU64::new(0),
             num_rejected: AtomicU64::new(0),
+            num_hopeless: AtomicU64::new(0),
             stats: Mutex::new(stats),
-            health: watch::Sender::new(Health::Ready),
+            load: Mutex::new(load),
+            heartbeat: Heartbeat::default(),
+            failure: watch::Sender::new(None),
         }
     }
 
     /// How long until a full queue has moved on by one request, at the rate of late.
     fn retry_after(&self) -> Duration {
-        const LONGEST: Duration = Duration::from_secs(60);
         let interval_ms = self.lock_stats().queue.completion_interval_ms;
-        Duration::from_secs_f64(interval_ms / 1e3).clamp(Duration::from_secs(1), LONGEST)
+        retry_after(Duration::from_secs_f64(interval_ms / 1e3))
     }
 
     /// The snapshot is plain numbers: one that a panic left behind is still whole.
-    pub fn lock_stats(&self) -> std::sync::MutexGuard<'_, EngineStats> {
+    pub fn lock_stats(&self) -> MutexGuard<'_, EngineStats> {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Plain numbers, too.
+    pub fn lock_load(&self) -> MutexGuard<'_, Load> {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the engine for all who look, whether its thread notices or not. The first reason stays.
+    pub fn declare_failed(&self, reason: &str) {
+        self.failure.send_if_modified(|failure| {
+            let is_first = failure.is_none();
+            failure.get_or_insert_with(|| reason.to_owned());
+            is_first
+        });
+    }
+
+    pub fn failure(&self) -> Option<String> {
+        self.failure.borrow().clone()
     }
 }
 
@@ -82,8 +120,9 @@ impl EngineHandle {
     /// Queues a request. Its events come through the receiver; dropping that cancels it.
     ///
     /// # Errors
-    /// `Overloaded` when the queue is full, `TooLong` when prompt and output can never fit,
-    /// `Unavailable` when the engine has ended.
+    /// `Overloaded` when the queue is full, `DeadlineUnmet` when it is too long for the request's
+    /// time limits, `TooLong` when prompt and output can never fit, `Unavailable` when the engine has
+    /// ended.
     pub fn submit(&self, request: Request) -> Result<UnboundedReceiver<Event>, EngineError> {
         let limits = &self.shared.limits;
         let (prompt_tokens, max_tokens) = (request.prompt.len(), request.max_tokens);
@@ -98,26 +137,72 @@ impl EngineHandle {
                 max_model_len: limits.max_model_len,
             });
         }
-        if let Health::Failed(reason) = self.health() {
+        if let Some(reason) = self.shared.failure() {
             return Err(EngineError::Unavailable(reason));
         }
+        let timeout = request.timeout.unwrap_or(limits.request_timeout);
+        let queued = Queued {
+            priority: request.priority,
+            client: request.client,
+            work: Work {
+                prefill_tokens: prompt_tokens,
+                max_tokens,
+                generated_tokens: 0,
+            },
+        };
+
+        let mut load = self.shared.lock_load();
+        self.check_time_limits(&request, timeout, load.forecast(&queued))?;
         self.enter_queue()?;
         if request.timeline.is_some() {
             self.shared.keeps_timelines.store(true, Ordering::Relaxed);
         }
-
         let (events, receiver) = unbounded_channel();
-        let deadline = request.arrived + limits.request_timeout;
+        let deadline = request.arrived + timeout;
         let sequence = Sequence::new(request, deadline, events);
         self.inbox.send(sequence).map_err(|_| {
-            let reason = match self.health() {
-                Health::Failed(reason) => reason,
-                Health::Ready => "it is stopping".to_owned(),
-            };
-            EngineError::Unavailable(reason)
+            self.shared.num_queued.fetch_sub(1, Ordering::Relaxed);
+            let reason = self.shared.failure();
+            EngineError::Unavailable(reason.unwrap_or_else(|| "it is stopping".to_owned()))
         })?;
+        load.waiting.push(queued);
         self.shared.num_submitted.fetch_add(1, Ordering::Relaxed);
         Ok(receiver)
+    }
+
+    /// Refuses what those ahead would make too late. A request that would be late alone is tried:
+    /// coming back later would not help it.
+    fn check_time_limits(
+        &self,
+        request: &Request,
+        timeout: Duration,
+        forecast: Option<Forecast>,
+    ) -> Result<(), EngineError> {
+        let Some(forecast) = forecast.filter(|forecast| forecast.is_contended) else {
+            return Ok(());
+        };
+        let spent = request.arrived.elapsed();
+        let limits = [
+            (
+                Awaited::FirstToken,
+                forecast.first_token,
+                request.first_token_within,
+            ),
+            (Awaited::End, forecast.end, Some(timeout)),
+        ];
+        for (awaited, left, limit) in limits {
+            let predicted = spent.saturating_add(left);
+            if let Some(limit) = limit.filter(|limit| predicted > *limit) {
+                self.shared.num_hopeless.fetch_add(1, Ordering::Relaxed);
+                return Err(EngineError::DeadlineUnmet {
+                    awaited,
+                    predicted,
+                    limit,
+                    retry_after: retry_after(predicted - limit),
+                });
+            }
+        }
+        Ok(())
     }
 
     fn enter_queue(&self) -> Result<(), EngineError> {
@@ -138,8 +223,12 @@ impl EngineHandle {
     /// The figures after the last step; queue counts are of now.
     pub fn stats(&self) -> EngineStats {
         let mut stats = self.shared.lock_stats().clone();
-        stats.queue.num_waiting_requests = self.shared.num_queued.load(Ordering::Relaxed);
-        stats.queue.num_rejected_requests = self.shared.num_rejected.load(Ordering::Relaxed);
+        let queue = &mut stats.queue;
+        queue.num_waiting_requests = self.shared.num_queued.load(Ordering::Relaxed);
+        queue.num_rejected_requests = self.shared.num_rejected.load(Ordering::Relaxed);
+        queue.num_hopeless_requests = self.shared.num_hopeless.load(Ordering::Relaxed);
+        let forecast = self.shared.lock_load().forecast(&Queued::default());
+        queue.predicted_wait_ms = forecast.map(|forecast| forecast.wait.as_secs_f64() * 1e3);
         stats.requests.num_submitted = self.shared.num_submitted.load(Ordering::Relaxed);
         stats
     }
@@ -149,20 +238,41 @@ impl EngineHandle {
     }
 
     pub fn health(&self) -> Health {
-        self.shared.health.borrow().clone()
+        if let Some(reason) = self.shared.failure() {
+            return Health::Failed(reason);
+        }
+        let silence = self.shared.heartbeat.silence();
+        match silence > self.limits().stall_timeout {
+            true => Health::Stalled(silence),
+            false => Health::Ready,
+        }
+    }
+
+    /// Ends the engine: what is there fails, nothing more is taken.
+    pub fn stop(&self, reason: &str) {
+        self.shared.declare_failed(reason);
+    }
+
+    /// Gives up an engine whose step does not end. For somebody to call now and then who is not
+    /// that engine.
+    pub fn give_up_if_stuck(&self) {
+        let silence = self.shared.heartbeat.silence();
+        if silence > self.limits().stall_timeout * STALLS_UNTIL_FAILED {
+            let reason = format!("a step has not ended for {} s", silence.as_secs());
+            self.shared.declare_failed(&reason);
+        }
     }
 
     /// Waits until the engine has failed, and says why. Never returns while it is well.
     pub async fn failed(&self) -> String {
-        let mut health = self.shared.health.subscribe();
-        loop {
-            if let Health::Failed(reason) = &*health.borrow_and_update() {
-                return reason.clone();
-            }
-            health
-                .changed()
-                .await
-                .expect("bug: the handle holds the sender");
-        }
+        let mut failure = self.shared.failure.subscribe();
+        let failed = failure.wait_for(Option::is_some).await;
+        let reason = failed.expect("bug: the handle holds the sender");
+        reason.clone().unwrap_or_default()
     }
+}
+
+/// A wait that a client can be told.
+fn retry_after(wait: Duration) -> Duration {
+    wait.clamp(Duration::from_secs(1), LONGEST_RETRY)
 }

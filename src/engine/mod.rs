@@ -4,7 +4,10 @@
 //! [`Request`] and receive its [`Event`]s. The engine knows no text, no socket and no tensor.
 
 mod batch;
+mod fairness;
+mod forecast;
 mod handle;
+mod heartbeat;
 mod histogram;
 mod logprobs;
 mod request;
@@ -17,10 +20,14 @@ mod tests;
 mod timeline;
 mod worker;
 
+#[cfg(test)]
+mod pressure_tests;
+
+pub use fairness::ClientId;
 pub use handle::{EngineHandle, Health, Limits};
 pub use histogram::{Histogram, StepHistograms};
 pub use logprobs::TokenLogprobs;
-pub use request::{EngineError, Event, FinishReason, Request, SamplingParams, TokenId};
+pub use request::{Awaited, EngineError, Event, FinishReason, Request, SamplingParams, TokenId};
 pub use stats::{
     BatchStats, EngineStats, EvictionStats, KvStats, PrefixStats, QueueStats, RequestStats,
 };

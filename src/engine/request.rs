@@ -1,8 +1,10 @@
 //! What crosses the border between server and engine: a [`Request`] in, [`Event`]s out.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::fairness::ClientId;
 use super::logprobs::TokenLogprobs;
 use super::timeline::Timeline;
 
@@ -26,6 +28,14 @@ pub struct Request {
     pub arrived: Instant,
     /// Where to write down what happens to it, if anybody wants to know.
     pub timeline: Option<Arc<Timeline>>,
+    /// Most time for waiting and generating; `Limits::request_timeout` if the request has no own.
+    pub timeout: Option<Duration>,
+    /// Within this time the first token is wanted: else the request is refused, or ends in the queue.
+    pub first_token_within: Option<Duration>,
+    /// Lower goes first.
+    pub priority: i32,
+    /// Clients of one priority take turns.
+    pub client: ClientId,
 }
 
 /// How the next token is chosen. The default is greedy.
@@ -109,12 +119,39 @@ pub enum FinishReason {
     Length,
 }
 
+/// What a time limit is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    FirstToken,
+    End,
+}
+
+impl fmt::Display for Awaited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FirstToken => "first token",
+            Self::End => "end",
+        })
+    }
+}
+
 /// Why a request was refused or ended early.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum EngineError {
     #[error("the queue is full: {queued_requests} requests are waiting; try again in {} s", retry_after.as_secs())]
     Overloaded {
         queued_requests: usize,
+        retry_after: Duration,
+    },
+    #[error(
+        "the queue is too long for this request's time limit: its {awaited} is predicted in {} ms, \
+         and is wanted within {} ms; try again in {} s",
+        predicted.as_millis(), limit.as_millis(), retry_after.as_secs()
+    )]
+    DeadlineUnmet {
+        awaited: Awaited,
+        predicted: Duration,
+        limit: Duration,
         retry_after: Duration,
     },
     #[error(

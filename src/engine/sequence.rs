@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::fairness::ClientId;
+use super::forecast::Work;
 use super::request::{EngineError, Event, Request, TokenId};
 use super::sampler::SamplerState;
 use super::timeline::Timeline;
@@ -32,6 +34,10 @@ pub(super) struct Sequence {
     pub first_token: Option<Instant>,
     pub deadline: Instant,
     pub timeline: Option<Arc<Timeline>>,
+    /// When a wait is in vain: the first token is wanted by then.
+    pub first_token_deadline: Option<Instant>,
+    pub priority: i32,
+    pub client: ClientId,
     events: UnboundedSender<Event>,
 }
 
@@ -55,6 +61,11 @@ impl Sequence {
             first_token: None,
             deadline,
             timeline: request.timeline,
+            first_token_deadline: request
+                .first_token_within
+                .map(|within| request.arrived + within),
+            priority: request.priority,
+            client: request.client,
             events,
         }
     }
@@ -88,6 +99,26 @@ impl Sequence {
 
     pub fn num_output_tokens(&self) -> usize {
         self.tokens.len() - self.num_prompt_tokens
+    }
+
+    /// What is still to be computed.
+    pub fn work(&self) -> Work {
+        Work {
+            prefill_tokens: self
+                .num_prompt_tokens
+                .saturating_sub(self.table.num_tokens()),
+            max_tokens: self.max_tokens - self.num_output_tokens(),
+            generated_tokens: self.num_output_tokens(),
+        }
+    }
+
+    /// Whether its time is over. A first token that comes late is still worth having once it is
+    /// computed for, but not worth beginning.
+    pub fn is_expired(&self, now: Instant) -> bool {
+        let waits_in_vain = self
+            .first_token_deadline
+            .is_some_and(|deadline| now >= deadline);
+        now >= self.deadline || (self.admitted.is_none() && waits_in_vain)
     }
 
     /// Whether the client has dropped its end.

@@ -26,6 +26,11 @@ pub struct QueueStats {
     pub max_waiting_requests: usize,
     /// Refused because the queue was full.
     pub num_rejected_requests: u64,
+    /// Refused because the queue was too long for their time limit.
+    pub num_hopeless_requests: u64,
+    /// How long a request that came now would wait for its first step; `null` before anything
+    /// was measured.
+    pub predicted_wait_ms: Option<f64>,
     /// Mean time between two completed requests of late; 0 before the second one.
     pub completion_interval_ms: f64,
 }
@@ -42,6 +47,8 @@ pub struct BatchStats {
     /// Prompt tokens computed, recomputed ones after a preemption included.
     pub num_prefill_tokens: u64,
     pub num_generated_tokens: u64,
+    /// Steps that broke; their requests failed, and the engine began afresh.
+    pub num_failed_steps: u64,
     pub step_time_ms: f64,
     /// The part of `step_time_ms` spent in the runner.
     pub forward_time_ms: f64,

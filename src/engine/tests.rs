@@ -11,13 +11,13 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::*;
 use crate::config::{EngineConfig, MemorySize};
 use crate::kv_cache::BLOCK_SIZE;
-use crate::runner::{Logits, RaggedBatch, Runner};
+use crate::runner::Runner;
 
 #[path = "../../tests/support/hash_runner.rs"]
-mod hash_runner;
+pub(super) mod hash_runner;
 use hash_runner::{HashRunner, VOCAB_SIZE, greedy, logits_of};
 
-fn config() -> EngineConfig {
+pub(super) fn config() -> EngineConfig {
     EngineConfig {
         enable_batching: true,
         max_batch_size: 8,
@@ -25,12 +25,13 @@ fn config() -> EngineConfig {
         max_wait_time: Duration::ZERO,
         queue_max_size: 100,
         request_timeout: Duration::from_secs(600),
+        stall_timeout: Duration::from_secs(600),
         max_model_len: None,
         kv_cache_size: MemorySize::Bytes(1),
     }
 }
 
-fn start_with(
+pub(super) fn start_with(
     runner: impl Runner + 'static,
     num_blocks: usize,
     config: &EngineConfig,
@@ -42,11 +43,11 @@ fn start_with(
     start(Box::new(runner), kv, num_blocks * BLOCK_SIZE, config).expect("the settings fit")
 }
 
-fn engine(num_blocks: usize, config: &EngineConfig) -> EngineHandle {
+pub(super) fn engine(num_blocks: usize, config: &EngineConfig) -> EngineHandle {
     start_with(HashRunner::new(num_blocks, BLOCK_SIZE), num_blocks, config)
 }
 
-fn request(prompt: &[TokenId], max_tokens: usize) -> Request {
+pub(super) fn request(prompt: &[TokenId], max_tokens: usize) -> Request {
     Request {
         prompt: prompt.to_vec(),
         max_tokens,
@@ -56,11 +57,15 @@ fn request(prompt: &[TokenId], max_tokens: usize) -> Request {
         prompt_logprobs: None,
         arrived: Instant::now(),
         timeline: None,
+        timeout: None,
+        first_token_within: None,
+        priority: 0,
+        client: ClientId::default(),
     }
 }
 
 /// The tokens of a request, its cached prompt tokens, and how it ended.
-fn collect(
+pub(super) fn collect(
     mut events: UnboundedReceiver<Event>,
 ) -> (Vec<TokenId>, usize, Result<FinishReason, EngineError>) {
     let mut tokens = Vec::new();
@@ -76,7 +81,7 @@ fn collect(
     }
 }
 
-fn prompt(rng: &mut ChaCha8Rng, len: usize) -> Vec<TokenId> {
+pub(super) fn prompt(rng: &mut ChaCha8Rng, len: usize) -> Vec<TokenId> {
     (0..len)
         .map(|_| rng.random_range(0..VOCAB_SIZE as u32))
         .collect()
@@ -224,12 +229,12 @@ fn a_seed_gives_the_same_tokens_alone_and_in_company() {
 }
 
 /// An engine whose steps wait for the gate.
-fn gated(num_blocks: usize, config: &EngineConfig) -> (EngineHandle, mpsc::Sender<()>) {
+pub(super) fn gated(num_blocks: usize, config: &EngineConfig) -> (EngineHandle, mpsc::Sender<()>) {
     let (runner, gate) = HashRunner::new(num_blocks, BLOCK_SIZE).gated();
     (start_with(runner, num_blocks, config), gate)
 }
 
-fn wait_for_admission(events: &mut UnboundedReceiver<Event>) {
+pub(super) fn wait_for_admission(events: &mut UnboundedReceiver<Event>) {
     let event = events.blocking_recv();
     assert!(matches!(event, Some(Event::Admitted { .. })), "{event:?}");
 }
@@ -292,39 +297,6 @@ fn a_client_that_leaves_mid_decode_frees_its_blocks_before_the_next_step() {
 }
 
 #[test]
-fn an_expired_request_says_what_its_time_was_spent_on_and_never_starts_prefill() {
-    let engine = engine(
-        4,
-        &EngineConfig {
-            request_timeout: Duration::ZERO,
-            ..config()
-        },
-    );
-    let (tokens, _, end) = collect(engine.submit(request(&[1], 5)).expect("it fits"));
-    let error = end.expect_err("it has no time");
-    assert!(tokens.is_empty());
-    let EngineError::Timeout {
-        prefill,
-        decode,
-        generated_tokens,
-        ..
-    } = error
-    else {
-        panic!("{error}");
-    };
-    assert_eq!(
-        (prefill, decode, generated_tokens),
-        (Duration::ZERO, Duration::ZERO, 0)
-    );
-    let stats = engine.stats();
-    assert_eq!(
-        (stats.requests.num_timed_out, stats.batch.num_steps),
-        (1, 0)
-    );
-    assert_eq!(stats.queue.num_waiting_requests, 0);
-}
-
-#[test]
 fn what_can_never_fit_is_refused_with_the_numbers() {
     let engine = engine(1, &config());
     let refused = engine.submit(request(&[1; 30], 3)).expect_err("33 tokens");
@@ -382,80 +354,6 @@ fn settings_that_do_not_fit_together_are_refused_by_name() {
         let error = try_start(max_model_len, config).expect_err(name);
         assert!(error.contains(name), "{error}");
     }
-}
-
-/// Fails in the way it is told, at the first prompt that begins with token 13.
-struct FaultyRunner {
-    inner: HashRunner,
-    fault: fn(&mut Logits) -> anyhow::Result<()>,
-    logits: Logits,
-}
-
-impl Runner for FaultyRunner {
-    fn forward(&mut self, batch: &RaggedBatch) -> anyhow::Result<&Logits> {
-        self.logits.clone_from(self.inner.forward(batch)?);
-        if batch.token_ids.contains(&13) {
-            (self.fault)(&mut self.logits)?;
-        }
-        Ok(&self.logits)
-    }
-
-    fn vocab_size(&self) -> usize {
-        VOCAB_SIZE
-    }
-}
-
-fn faulty(fault: fn(&mut Logits) -> anyhow::Result<()>) -> EngineHandle {
-    let logits = Logits {
-        values: Vec::new(),
-        vocab_size: VOCAB_SIZE,
-    };
-    let inner = HashRunner::new(4, BLOCK_SIZE);
-    start_with(
-        FaultyRunner {
-            inner,
-            fault,
-            logits,
-        },
-        4,
-        &config(),
-    )
-}
-
-#[test]
-fn a_step_that_fails_or_panics_fails_its_requests_and_turns_the_engine_unready() {
-    let faults: [fn(&mut Logits) -> anyhow::Result<()>; 2] =
-        [|_| anyhow::bail!("out of luck"), |_| panic!("out of luck")];
-    for fault in faults {
-        let engine = faulty(fault);
-        let (.., end) = collect(engine.submit(request(&[13], 5)).expect("it fits"));
-        assert_eq!(end, Err(EngineError::StepFailed("out of luck".to_owned())));
-        assert_eq!(engine.health(), Health::Failed("out of luck".to_owned()));
-        let refused = engine
-            .submit(request(&[1], 1))
-            .expect_err("the engine has ended");
-        assert_eq!(refused, EngineError::Unavailable("out of luck".to_owned()));
-        assert_eq!(engine.stats().requests.num_failed, 1);
-    }
-}
-
-#[test]
-fn broken_logits_fail_their_own_request_only() {
-    let engine = faulty(|logits| {
-        logits.values.fill(f32::NAN);
-        Ok(())
-    });
-    let (.., end) = collect(engine.submit(request(&[13], 5)).expect("it fits"));
-    assert!(matches!(end, Err(EngineError::StepFailed(_))), "{end:?}");
-    let scored = Request {
-        prompt_logprobs: Some(0),
-        ..request(&[13, 1], 0)
-    };
-    let (.., end) = collect(engine.submit(scored).expect("it fits"));
-    assert!(matches!(end, Err(EngineError::StepFailed(_))), "{end:?}");
-    let (tokens, _, end) = collect(engine.submit(request(&[1], 1)).expect("it fits"));
-    assert_eq!((tokens, end), (greedy(&[1], 1), Ok(FinishReason::Length)));
-    assert_eq!(engine.health(), Health::Ready);
 }
 
 /// Log-probabilities of a request's prompt and output tokens, without engine and cache.

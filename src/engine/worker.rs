@@ -3,14 +3,15 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use super::batch;
-use super::handle::{EngineHandle, Health, Limits, Shared};
+use super::forecast::{Load, Mean, Queued, StepCost};
+use super::handle::{EngineHandle, Limits, Shared};
 use super::logprobs::TokenLogprobs;
 use super::request::{EngineError, Event, FinishReason, TokenId};
 use super::sampler::{NotFinite, Sampler};
@@ -19,7 +20,7 @@ use super::sequence::Sequence;
 use super::stats::{BatchStats, EngineStats, KvStats, QueueStats, ratio};
 use super::timeline;
 use crate::config::EngineConfig;
-use crate::kv_cache::{BLOCK_SIZE, KvCache};
+use crate::kv_cache::{BLOCK_SIZE, BlockTable, KvCache};
 use crate::runner::{Logits, RaggedBatch, Runner};
 
 /// The size of the KV cache that the runner was made with.
@@ -59,9 +60,15 @@ pub fn start(
         max_batch_size,
         queue_max_size: config.queue_max_size,
         request_timeout: config.request_timeout,
+        stall_timeout: config.stall_timeout,
     };
     let worker_stats = initial_stats(limits, config.max_batch_tokens, kv);
-    let shared = Arc::new(Shared::new(limits, worker_stats.clone()));
+    let load = Load {
+        max_batch_tokens: config.max_batch_tokens,
+        num_places: max_batch_size,
+        ..Load::default()
+    };
+    let shared = Arc::new(Shared::new(limits, worker_stats.clone(), load));
     let (inbox, receiver) = mpsc::channel();
     let worker = Worker {
         inbox: receiver,
@@ -75,10 +82,14 @@ pub fn start(
         batch: RaggedBatch::default(),
         stats: worker_stats,
         last_completion: None,
+        cost: StepCost::default(),
+        output_tokens: Mean::default(),
+        computed_share: Mean::default(),
+        num_failures_in_a_row: 0,
     };
     std::thread::Builder::new()
         .name("engine".to_owned())
-        .spawn(|| worker.run())
+        .spawn(|| worker.run_to_the_end())
         .context("cannot start the engine's thread")?;
     Ok(EngineHandle { inbox, shared })
 }
@@ -96,6 +107,10 @@ fn check(
     anyhow::ensure!(
         config.queue_max_size > 0,
         "QUEUE_MAX_SIZE is 0; it must be at least 1"
+    );
+    anyhow::ensure!(
+        !config.stall_timeout.is_zero(),
+        "STALL_TIMEOUT is 0; a step takes longer"
     );
     anyhow::ensure!(
         config.max_batch_tokens >= max_batch_size,
@@ -152,7 +167,14 @@ struct Worker {
     batch: RaggedBatch,
     stats: EngineStats,
     last_completion: Option<Instant>,
+    cost: StepCost,
+    output_tokens: Mean,
+    computed_share: Mean,
+    num_failures_in_a_row: u32,
 }
+
+/// This many broken steps, and not one that works, end the engine: its trouble will not pass.
+const MAX_FAILURES_IN_A_ROW: u32 = 3;
 
 /// How a sequence ended.
 #[derive(Clone, Debug)]
@@ -164,16 +186,38 @@ enum Outcome {
 }
 
 impl Worker {
+    /// A panic between two steps is a bug; nobody may wait for a thread that is gone.
+    fn run_to_the_end(self) {
+        let shared = Arc::clone(&self.shared);
+        let run = catch_unwind(AssertUnwindSafe(|| {
+            self.run();
+            Ok(())
+        }));
+        if let Err(reason) = flatten(run) {
+            shared.declare_failed(&reason);
+        }
+    }
+
     fn run(mut self) {
         while self.receive() {
             self.end_cancelled_and_expired();
             if !self.scheduler.is_idle() {
                 let step = catch_unwind(AssertUnwindSafe(|| self.step()));
-                if let Err(reason) = flatten(step) {
-                    return self.fail(&reason);
+                match flatten(step) {
+                    Ok(()) => self.num_failures_in_a_row = 0,
+                    Err(reason) => self.recover(&reason),
                 }
+                self.shared.heartbeat.beat();
             }
             self.publish_stats();
+            self.publish_load();
+            if self.num_failures_in_a_row == MAX_FAILURES_IN_A_ROW {
+                let reason = "one step after the other fails, see the log".to_owned();
+                return self.fail(reason);
+            }
+            if let Some(reason) = self.shared.failure() {
+                return self.fail(reason);
+            }
         }
     }
 
@@ -182,19 +226,19 @@ impl Worker {
     fn receive(&mut self) -> bool {
         if self.scheduler.is_idle() {
             self.last_completion = None;
+            self.shared.heartbeat.rest();
             let Ok(first) = self.inbox.recv() else {
                 return false;
             };
-            self.scheduler.waiting.push_back(first);
+            self.scheduler.enqueue(first);
             self.wait_for_company();
+            self.shared.heartbeat.beat();
         }
-        loop {
-            match self.inbox.try_recv() {
-                Ok(sequence) => self.scheduler.waiting.push_back(sequence),
-                // The senders are gone; what still runs has lost its clients and ends now.
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return true,
-            }
-        }
+        // Without senders, what still runs has lost its clients and ends now.
+        self.inbox
+            .try_iter()
+            .for_each(|sequence| self.scheduler.enqueue(sequence));
+        true
     }
 
     /// An idle engine may wait for a fuller first batch.
@@ -206,7 +250,7 @@ impl Worker {
                 return;
             }
             match self.inbox.recv_timeout(left) {
-                Ok(sequence) => self.scheduler.waiting.push_back(sequence),
+                Ok(sequence) => self.scheduler.enqueue(sequence),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -218,7 +262,7 @@ impl Worker {
             if sequence.is_cancelled() {
                 Some(Outcome::Cancelled)
             } else {
-                (now >= sequence.deadline).then_some(Outcome::TimedOut)
+                sequence.is_expired(now).then_some(Outcome::TimedOut)
             }
         };
         let mut ended = Vec::new();
@@ -295,6 +339,7 @@ impl Worker {
         let step_time = start.elapsed();
         self.stats.batch.step_time_ms += milliseconds(step_time);
         let num_tokens = self.batch.num_tokens();
+        self.cost.note(num_tokens, step_time);
         let num_sequences = self.plan.chunks.len();
         let histograms = &mut self.stats.step_histograms;
         histograms.observe(step_time, num_sequences, num_tokens);
@@ -315,7 +360,15 @@ impl Worker {
             return;
         }
         for (sequence, outcome) in &mut ended {
+            if let Outcome::Failed(_) = outcome {
+                self.kv.forget(&sequence.table);
+            }
             self.kv.release(&mut sequence.table);
+            self.scheduler.dismiss(sequence);
+            if let Outcome::Finished(_) = outcome {
+                let output_tokens = sequence.num_output_tokens() as f64;
+                self.output_tokens.note(output_tokens);
+            }
             if sequence.admitted.is_none() {
                 self.shared.num_queued.fetch_sub(1, Ordering::Relaxed);
             }
@@ -346,6 +399,8 @@ impl Worker {
                 let cached_tokens = sequence.table.num_tokens();
                 self.kv
                     .count_prefix_query(sequence.num_prompt_tokens, cached_tokens);
+                let cached_share = ratio(cached_tokens as f64, sequence.num_prompt_tokens as f64);
+                self.computed_share.note(1.0 - cached_share);
                 self.shared.num_queued.fetch_sub(1, Ordering::Relaxed);
                 sequence.send(Event::Admitted {
                     at: now,
@@ -425,23 +480,77 @@ impl Worker {
         self.shared.lock_stats().clone_from(stats);
     }
 
-    /// A step broke: its sequences fail, nothing more is taken, readiness turns red.
-    fn fail(mut self, reason: &str) {
-        tracing::error!(reason, "a step failed; the engine ends");
-        self.shared
-            .health
-            .send_replace(Health::Failed(reason.to_owned()));
+    /// Tells the door what is at work. Who sends meanwhile waits for the lock, so nobody is missed.
+    fn publish_load(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let mut load = shared.lock_load();
+        self.inbox
+            .try_iter()
+            .for_each(|sequence| self.scheduler.enqueue(sequence));
+        load.cost = self.cost;
+        load.output_tokens = self.output_tokens;
+        load.computed_share = self.computed_share;
+        load.num_places = match self.plan.lacks_blocks {
+            true => self.scheduler.running.len(),
+            false => shared.limits.max_batch_size,
+        };
+        load.running.clear();
+        load.running
+            .extend(self.scheduler.running.iter().map(Sequence::work));
+        load.waiting.clear();
+        load.waiting
+            .extend(self.scheduler.waiting.iter().map(|sequence| Queued {
+                priority: sequence.priority,
+                client: sequence.client,
+                work: sequence.work(),
+            }));
+    }
+
+    /// A step broke. Its sequences fail; the cache, which it may have left half written, is emptied,
+    /// and what else was running is computed again.
+    fn recover(&mut self, reason: &str) {
+        self.num_failures_in_a_row += 1;
+        self.stats.batch.num_failed_steps += 1;
+        let mut in_step = vec![false; self.scheduler.running.len()];
+        for chunk in &self.plan.chunks {
+            if let Some(mark) = in_step.get_mut(chunk.sequence) {
+                *mark = true;
+            }
+        }
+        self.kv.reset();
+        let mut failed = Vec::new();
+        for (mut sequence, failed_here) in self.scheduler.running.drain(..).zip(in_step).rev() {
+            sequence.table = BlockTable::default();
+            match failed_here {
+                true => failed.push((sequence, Outcome::Failed(reason.to_owned()))),
+                false => self.scheduler.waiting.push_front(sequence),
+            }
+        }
+        tracing::error!(
+            reason,
+            failed_requests = failed.len(),
+            "a step failed; the engine begins afresh"
+        );
+        self.end(failed);
+    }
+
+    /// The engine ends: all that is here fails, nothing more is taken, readiness turns red.
+    fn fail(mut self, reason: String) {
+        tracing::error!(reason, "the engine ends");
         let running = std::mem::take(&mut self.scheduler.running);
         let waiting = std::mem::take(&mut self.scheduler.waiting);
-        let waiting: Vec<_> = waiting.into_iter().chain(self.inbox.try_iter()).collect();
-        self.stats.requests.num_failed += (running.len() + waiting.len()) as u64;
+        let left: Vec<_> = running
+            .into_iter()
+            .chain(waiting)
+            .chain(self.inbox.try_iter())
+            .collect();
+        self.stats.requests.num_failed += left.len() as u64;
         self.shared.lock_stats().clone_from(&self.stats);
-        for sequence in running {
-            sequence.send(Event::Failed(EngineError::StepFailed(reason.to_owned())));
+        for sequence in left {
+            sequence.send(Event::Failed(EngineError::Unavailable(reason.clone())));
         }
-        for sequence in waiting {
-            sequence.send(Event::Failed(EngineError::Unavailable(reason.to_owned())));
-        }
+        // After the events: whoever waits for this finds its own end told.
+        self.shared.declare_failed(&reason);
     }
 }
 

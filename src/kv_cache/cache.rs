@@ -93,6 +93,14 @@ impl KvCache {
         Some(Admission { table, copy })
     }
 
+    /// Empties the cache, whatever state it is in. Tables that are still around must be dropped, not
+    /// released. Counts stay.
+    pub fn reset(&mut self) {
+        let num_blocks = self.pool.num_blocks();
+        self.pool = BlockPool::new(num_blocks);
+        self.index = PrefixIndex::new(num_blocks);
+    }
+
     /// Counts what an admission found; apart from [`admit`](Self::admit), so that a preempted
     /// sequence that comes back is not counted twice.
     pub fn count_prefix_query(&mut self, query_tokens: usize, hit_tokens: usize) {
@@ -155,6 +163,19 @@ impl KvCache {
             table.blocks[place] = twin;
             self.index.remove(own);
             self.pool.release(own, false);
+        }
+    }
+
+    /// Makes the content of a sequence's blocks unknown to others, as far as nobody has built on it.
+    /// For content that turned out broken; the blocks are still to be released.
+    pub fn forget(&mut self, table: &BlockTable) {
+        for &block in table.blocks.iter().rev() {
+            if self.pool.ref_count(block) > 1 || self.index.has_children(block) {
+                return;
+            }
+            if self.index.contains(block) {
+                self.index.remove(block);
+            }
         }
     }
 

@@ -54,6 +54,10 @@ impl PrefixIndex {
         &self.entries[block.index()].tokens
     }
 
+    pub fn has_children(&self, block: BlockId) -> bool {
+        !self.children[block.index()].is_empty()
+    }
+
     pub fn parent(&self, block: BlockId) -> Option<BlockId> {
         self.entries[block.index()].parent
     }
@@ -128,7 +132,7 @@ impl PrefixIndex {
     /// Takes a block out of the tree. It must not have children: they could not be found any more.
     pub fn remove(&mut self, block: BlockId) {
         assert!(
-            self.children[block.index()].is_empty(),
+            !self.has_children(block),
             "bug: {block:?} leaves before its children"
         );
         let node = self.node(self.parent(block));

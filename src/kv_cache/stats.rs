@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// A snapshot of the cache. Counts since start, or since the last reset of the cache.
+/// A snapshot of the cache. Counts are since start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KvCacheStats {
     pub total_blocks: usize,

@@ -65,6 +65,7 @@ mod tests {
             max_wait_time: Duration::ZERO,
             queue_max_size: 1,
             request_timeout: Duration::ZERO,
+            stall_timeout: Duration::ZERO,
             max_model_len,
             kv_cache_size,
         };

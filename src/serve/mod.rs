@@ -2,6 +2,7 @@
 
 mod kv_size;
 mod open_files;
+mod socket;
 
 use std::future::Future;
 use std::io::Write;
@@ -12,17 +13,17 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
 use candle_core::Device;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{DeviceChoice, IsaChoice, ModelConfig, ServeConfig, ServerConfig};
+use self::socket::ServerSocket;
+use crate::config::{DeviceChoice, IsaChoice, ModelConfig, ServeConfig};
 use crate::kernels::Isa;
 use crate::kv_cache::BLOCK_SIZE;
 use crate::model::{self, LoadedModel, ModelFiles, Quantization, ResolvedModel, TokenizerFiles};
 use crate::runner::Runner;
 use crate::runner::candle::{self, CandleRunner};
 use crate::runner::cpu::{self, CpuRunner};
-use crate::server::{self, ApiKeys, ModelInfo, Served};
+use crate::server::{self, ApiKeys, Handover, ModelInfo, Served};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{engine, runner};
 
@@ -42,29 +43,24 @@ pub fn run(config: &ServeConfig) -> anyhow::Result<()> {
         .context("cannot start the server's threads")?
         .block_on(async {
             // Before the model is loaded, so that a port in use is known at once.
-            let listener = listen(&config.server).await?;
-            let address = listener.local_addr().context("the socket has no address")?;
-            let served = load(config, settings)?;
+            let socket = ServerSocket::find(&config.server)?;
+            let served = load(config, settings, socket.handover())?;
             // Only now: until here there is nothing to finish, and a signal just ends the process.
             let stop = stop_signals()?;
-            announce(address)?;
+            let listener = socket.open()?;
+            announce(listener.local_addr().context("the socket has no address")?);
             server::run(listener, served, stop).await
         })
 }
 
-async fn listen(config: &ServerConfig) -> anyhow::Result<TcpListener> {
-    let address = SocketAddr::new(config.host, config.port);
-    TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address}; stop what uses the port, or set PORT to another")
-    })
-}
-
-/// Says on standard output, alone there, that requests are answered from now on.
-fn announce(address: SocketAddr) -> anyhow::Result<()> {
+/// Says on standard output, alone there, that requests are answered from now on. Who started the
+/// server may have left; that is no reason to stop.
+fn announce(address: SocketAddr) {
     let mut out = std::io::stdout();
-    writeln!(out, "listening on http://{address}")
-        .and_then(|()| out.flush())
-        .context("cannot write to standard output")
+    let written = writeln!(out, "listening on http://{address}").and_then(|()| out.flush());
+    if let Err(error) = written {
+        tracing::warn!(%error, %address, "listening, and standard output is lost");
+    }
 }
 
 /// Resolves at the first SIGTERM or Ctrl-C; a second one ends the process at once.
@@ -88,7 +84,11 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-fn load(config: &ServeConfig, settings: serde_json::Value) -> anyhow::Result<Served> {
+fn load(
+    config: &ServeConfig,
+    settings: serde_json::Value,
+    handover: Handover,
+) -> anyhow::Result<Served> {
     let start = Instant::now();
     let keys = ApiKeys::load(&config.http)?;
     let device = device(config.model.device)?;
@@ -180,6 +180,8 @@ fn load(config: &ServeConfig, settings: serde_json::Value) -> anyhow::Result<Ser
         http: config.http.clone(),
         keys,
         observe: config.observe.clone(),
+        drain_timeout: config.server.drain_timeout,
+        handover,
         settings,
     })
 }

@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::request_id::RequestId;
+use super::sender::Sender;
 use super::state::AppState;
 
 /// A larger body up to this size is read to its end and thrown away: a client that still sends
@@ -22,6 +23,7 @@ pub struct Call {
     pub id: RequestId,
     /// When the body was complete: a slow sender's time is not the server's.
     pub arrived: Instant,
+    pub sender: Sender,
     pub fields: Fields,
 }
 
@@ -35,6 +37,7 @@ impl FromRequest<Arc<AppState>> for Call {
             .get::<RequestId>()
             .cloned()
             .expect("bug: a route without the envelope");
+        let sender = Sender::of(request.headers(), request.extensions())?;
         let http = &state.served.http;
         let body = read_body(request.into_body(), http.max_body_size);
         let body = tokio::time::timeout(http.read_timeout, body)
@@ -45,6 +48,7 @@ impl FromRequest<Arc<AppState>> for Call {
         Ok(Self {
             id,
             arrived: Instant::now(),
+            sender,
             fields: Fields::parse(&body)?,
         })
     }

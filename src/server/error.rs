@@ -47,9 +47,24 @@ pub enum ApiError {
     /// The engine took the request and could not finish it.
     #[error(transparent)]
     Failed(EngineError),
+    /// Nothing is wrong with this request, but others should go elsewhere.
+    #[error("not ready: {0}")]
+    NotReady(NotReady),
     /// A fault of ours. The client is told the request id, the log the reason.
     #[error("{0}")]
     Internal(String),
+}
+
+/// Why a server is up and not ready.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReady {
+    #[error("it is stopping, and finishes the requests in flight")]
+    Draining,
+    #[error("there is work, and no step has ended for {} s", .0.as_secs())]
+    Stalled(Duration),
+    /// The log tells why.
+    #[error("the engine has ended")]
+    Failed,
 }
 
 /// How an error looks from outside.
@@ -156,7 +171,10 @@ impl ApiError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Refused(EngineError::Overloaded { retry_after, .. }) => Some(*retry_after),
+            Self::Refused(
+                EngineError::Overloaded { retry_after, .. }
+                | EngineError::DeadlineUnmet { retry_after, .. },
+            ) => Some(*retry_after),
             _ => None,
         }
     }
@@ -200,6 +218,15 @@ impl ApiError {
                 Some("too_many_connections"),
             ),
             Self::Refused(error) | Self::Failed(error) => return engine_appearance(error),
+            Self::NotReady(reason) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "server_error",
+                Some(match reason {
+                    NotReady::Draining => "draining",
+                    NotReady::Stalled(_) => "stalled",
+                    NotReady::Failed => "engine_failed",
+                }),
+            ),
             Self::Internal(_) => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "server_error",
@@ -217,6 +244,11 @@ fn engine_appearance(error: &EngineError) -> Appearance {
             StatusCode::TOO_MANY_REQUESTS,
             "overloaded_error",
             "queue_full",
+        ),
+        EngineError::DeadlineUnmet { .. } => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "overloaded_error",
+            "deadline_unmet",
         ),
         EngineError::TooLong { .. } => (
             StatusCode::BAD_REQUEST,

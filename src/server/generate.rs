@@ -84,7 +84,7 @@ impl GenerateRequest {
         };
         let request = Self {
             prompt,
-            options: Options::take(&mut fields, &DIALECT, state.limits.vocab_size)?,
+            options: Options::take(&mut fields, &DIALECT, &state.limits)?,
             stream: fields.take_flag("stream")?,
         };
         fields.finish(UNSUPPORTED)?;
@@ -148,6 +148,7 @@ pub async fn generate(
         request_id: call.id.clone(),
         endpoint: PATH,
         arrived: call.arrived,
+        sender: call.sender,
         prompt: prompts.remove(0),
         prompt_field: "prompt",
         options: &request.options,

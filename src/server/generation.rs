@@ -14,9 +14,12 @@ use super::outcome::{Outcome, Record, Texts};
 use super::output::{Output, Part, ScoredToken};
 use super::prompt::Prompt;
 use super::request_id::RequestId;
+use super::sender::Sender;
 use super::state::AppState;
 use super::timings::{Progress, Timings};
-use crate::engine::{EngineError, Event, FinishReason, Request, TokenId, TokenLogprobs};
+use crate::engine::{
+    EngineError, EngineHandle, Event, FinishReason, Request, TokenId, TokenLogprobs,
+};
 use crate::text::TextError;
 
 /// A prompt and what to do with it.
@@ -25,6 +28,7 @@ pub struct Job<'a> {
     pub request_id: RequestId,
     pub endpoint: &'static str,
     pub arrived: Instant,
+    pub sender: Sender,
     pub prompt: Vec<TokenId>,
     /// The field that held the prompt, to be named if it is too long.
     pub prompt_field: &'a str,
@@ -86,6 +90,7 @@ enum Step {
 /// A generation that runs. Dropping it cancels it: its receiver goes with it.
 pub struct Generation {
     events: UnboundedReceiver<Event>,
+    engine: EngineHandle,
     echo: Option<Echo>,
     /// The first step, while others wait for it or the echo that precedes it is passed on.
     first_step: Option<Step>,
@@ -141,9 +146,14 @@ impl Generation {
             prompt_logprobs: echo.as_ref().and(job.logprobs),
             arrived: job.arrived,
             timeline: trace.as_ref().map(|trace| trace.timeline()),
+            timeout: options.timeout,
+            first_token_within: job.sender.first_token_within,
+            priority: options.priority,
+            client: job.sender.client,
         };
         Ok(Self {
             events: submit(state, request)?,
+            engine: state.served.engine.clone(),
             first_step: None,
             output: Output::new(
                 tokenizer.clone(),
@@ -264,7 +274,15 @@ impl Generation {
     /// failure into an error.
     async fn next_step(&mut self) -> Result<Step, ApiError> {
         loop {
-            match self.events.recv().await {
+            let event = tokio::select! {
+                biased;
+                event = self.events.recv() => event,
+                // An engine that is stuck sends nothing any more.
+                reason = self.engine.failed() => {
+                    return Err(ApiError::Failed(EngineError::Unavailable(reason)));
+                }
+            };
+            match event {
                 Some(Event::Admitted { at, cached_tokens }) => {
                     self.record.admitted(at, cached_tokens);
                 }

@@ -1,5 +1,7 @@
 //! The fields that say how to generate, the same for every generating endpoint, checked.
 
+use std::time::Duration;
+
 use serde_json::{Number, Value, json};
 
 use super::error::ApiError;
@@ -37,6 +39,10 @@ pub struct Options {
     /// Tokens that end the generation, beside the model's own.
     pub stop_token_ids: Vec<TokenId>,
     pub ignore_eos: bool,
+    /// Most time for waiting and generating, if not the server's own limit.
+    pub timeout: Option<Duration>,
+    /// Lower goes first.
+    pub priority: i32,
 }
 
 /// The bound of the output.
@@ -54,11 +60,7 @@ impl Options {
     ///
     /// # Errors
     /// A field has a wrong type or lies out of range.
-    pub fn take(
-        fields: &mut Fields,
-        dialect: &Dialect,
-        vocab_size: usize,
-    ) -> Result<Self, ApiError> {
+    pub fn take(fields: &mut Fields, dialect: &Dialect, limits: &Limits) -> Result<Self, ApiError> {
         let max_tokens = match fields.take_alias(dialect.max_tokens)? {
             Some(field) => {
                 let path = field.path.clone();
@@ -72,10 +74,10 @@ impl Options {
                 .map_or(MaxTokens::RestOfWindow, MaxTokens::AtMost),
         };
         let logit_bias = fields.take_value("logit_bias");
-        let logit_bias = logit_bias.map(|field| read_logit_bias(field, vocab_size));
+        let logit_bias = logit_bias.map(|field| read_logit_bias(field, limits.vocab_size));
         let stop_token_ids = fields
             .take_value("stop_token_ids")
-            .map(|field| read_token_ids(field, vocab_size))
+            .map(|field| read_token_ids(field, limits.vocab_size))
             .transpose()?
             .unwrap_or_default();
         Ok(Self {
@@ -89,6 +91,14 @@ impl Options {
                 .map_or(Ok(Vec::new()), read_stop_strings)?,
             stop_token_ids,
             ignore_eos: fields.take_flag("ignore_eos")?,
+            timeout: take_timeout(fields, limits.request_timeout)?,
+            priority: fields
+                .take(
+                    "priority",
+                    "a whole number of 32 bits; lower goes first",
+                    |_: &i32| true,
+                )?
+                .unwrap_or(0),
         })
     }
 }
@@ -145,6 +155,20 @@ pub fn schema(dialect: &Dialect, state: &AppState) -> Properties {
         ),
         ("stop_token_ids", token_ids_schema(vocab_size)),
         ("ignore_eos", boolean()),
+        (
+            "timeout_ms",
+            described(
+                integer(1, state.limits.request_timeout.as_millis() as u64),
+                "Most time for waiting and generating, if less than the server allows",
+            ),
+        ),
+        (
+            "priority",
+            described(
+                integer(i64::from(i32::MIN), i32::MAX),
+                "The lower goes first",
+            ),
+        ),
     ]);
     let description = format!("Most tokens to generate{also}");
     let name = dialect.max_tokens[0].to_owned();
@@ -195,6 +219,15 @@ impl MaxTokens {
             Self::RestOfWindow => Ok(room.min(cap)),
         }
     }
+}
+
+/// A longer time than the server allows would be an empty promise.
+fn take_timeout(fields: &mut Fields, longest: Duration) -> Result<Option<Duration>, ApiError> {
+    let longest_ms = longest.as_millis();
+    let expected = format!("a whole number from 1 to {longest_ms}, the server's REQUEST_TIMEOUT");
+    let is_allowed = |ms: &u64| (1..=longest_ms).contains(&u128::from(*ms));
+    let timeout_ms = fields.take("timeout_ms", &expected, is_allowed)?;
+    Ok(timeout_ms.map(Duration::from_millis))
 }
 
 fn take_sampling(fields: &mut Fields, temperature: f32) -> Result<SamplingParams, ApiError> {
@@ -313,9 +346,18 @@ mod tests {
         default_temperature: 1.0,
     };
 
+    const LIMITS: Limits = Limits {
+        max_model_len: 1000,
+        vocab_size: 100,
+        max_batch_size: 1,
+        queue_max_size: 1,
+        request_timeout: Duration::from_secs(30),
+        stall_timeout: Duration::from_secs(30),
+    };
+
     fn options(body: &str) -> Result<Options, ApiError> {
         let mut fields = Fields::parse(body.as_bytes()).expect("an object");
-        let options = Options::take(&mut fields, &DIALECT, 100)?;
+        let options = Options::take(&mut fields, &DIALECT, &LIMITS)?;
         fields.finish(&[])?;
         Ok(options)
     }
@@ -326,7 +368,7 @@ mod tests {
             r#"{"max_new_tokens": 7, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.1,
                 "seed": -1, "repetition_penalty": 1.1, "presence_penalty": 1, "stop": ["a", "b"],
                 "frequency_penalty": -1, "stop_token_ids": [3], "ignore_eos": true,
-                "logit_bias": {"5": -100, "99": 0.5}}"#,
+                "logit_bias": {"5": -100, "99": 0.5}, "timeout_ms": 30000, "priority": -2}"#,
         )
         .expect("valid");
         assert_eq!(
@@ -350,6 +392,10 @@ mod tests {
         assert_eq!(
             (read.stop, read.stop_token_ids, read.ignore_eos),
             (vec!["a".to_owned(), "b".to_owned()], vec![3], true)
+        );
+        assert_eq!(
+            (read.timeout, read.priority),
+            (Some(Duration::from_secs(30)), -2)
         );
     }
 
@@ -393,6 +439,11 @@ mod tests {
             (r#"{"stop": ["a", 1]}"#, "stop"),
             (r#"{"stop_token_ids": [100]}"#, "stop_token_ids"),
             (r#"{"ignore_eos": 1}"#, "ignore_eos"),
+            (r#"{"timeout_ms": 0}"#, "timeout_ms"),
+            (r#"{"timeout_ms": 30001}"#, "timeout_ms"),
+            (r#"{"timeout_ms": "1s"}"#, "timeout_ms"),
+            (r#"{"priority": 0.5}"#, "priority"),
+            (r#"{"priority": 2147483648}"#, "priority"),
         ] {
             match options(body).expect_err(body) {
                 ApiError::Invalid { param, .. } => {

@@ -3,10 +3,11 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::Router;
-use axum::extract::Request;
-use axum::http::Uri;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -53,7 +54,7 @@ pub fn router(state: Arc<AppState>) -> Router {
             path: request.uri().path().to_owned(),
         })
         .layer(check_key)
-        .layer(middleware::from_fn(envelope))
+        .layer(middleware::from_fn_with_state(state.clone(), envelope))
         .with_state(state);
     match cors {
         // Outside of all: what a browser asks beforehand carries no key.
@@ -63,7 +64,11 @@ pub fn router(state: Arc<AppState>) -> Router {
 }
 
 /// Gives each request its id and each error its body; a panic in a handler is an error like others.
-async fn envelope(mut request: Request, next: Next) -> Response {
+async fn envelope(
+    State(state): State<Arc<AppState>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let id = RequestId::of(request.headers());
     let path = request.uri().path().to_owned();
     request.extensions_mut().insert(id.clone());
@@ -79,6 +84,12 @@ async fn envelope(mut request: Request, next: Next) -> Response {
     response
         .headers_mut()
         .insert(X_REQUEST_ID, id.header_value());
+    if state.is_draining.load(Ordering::Relaxed) {
+        // The next request of this client belongs to another process.
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

@@ -1,6 +1,7 @@
 //! What all handlers share: the model behind the server, its limits, its counters.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use tokio::sync::Semaphore;
 use super::debug::Traces;
 use super::door::keys::ApiKeys;
 use super::error::ApiError;
+use super::handover::Handover;
 use super::metrics::Metrics;
 use super::prompt::Prompt;
 use crate::config::{HttpConfig, ObserveConfig};
@@ -31,6 +33,9 @@ pub struct Served {
     pub http: HttpConfig,
     pub keys: ApiKeys,
     pub observe: ObserveConfig,
+    /// Most time for what is in flight when a stop is asked for.
+    pub drain_timeout: Duration,
+    pub handover: Handover,
     /// Every setting of `serve`, shown by `/stats`.
     pub settings: serde_json::Value,
 }
@@ -66,6 +71,8 @@ pub struct AppState {
     pub metrics: Metrics,
     pub traces: Traces,
     pub started: Instant,
+    /// A stop has begun: what is here is finished, and probes are told to send no more.
+    pub is_draining: AtomicBool,
     /// Tells answers of different programs or weights apart, as OpenAI's `system_fingerprint`.
     pub fingerprint: String,
     /// Bounds how many threads tokenize long texts at a time: all of them would starve the engine.
@@ -80,6 +87,7 @@ impl AppState {
             traces: Traces::new(served.observe.debug_requests),
             limits,
             started: Instant::now(),
+            is_draining: AtomicBool::new(false),
             fingerprint: fingerprint(&served.model),
             long_texts: Semaphore::new(available_parallelism().map_or(1, |n| n.get().div_ceil(2))),
             served,

@@ -12,4 +12,5 @@ mod door;
 mod generate;
 mod life;
 mod observe;
+mod pressure;
 mod scoring;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use candlepower::config::{EngineConfig, HttpConfig, MemorySize, ObserveConfig};
 use candlepower::engine::{self, KvCapacity};
 use candlepower::runner::Runner;
-use candlepower::server::{self, ApiKeys, ModelInfo, Served};
+use candlepower::server::{self, ApiKeys, Handover, ModelInfo, Served};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -34,6 +34,7 @@ pub fn config() -> EngineConfig {
         max_wait_time: Duration::ZERO,
         queue_max_size: 100,
         request_timeout: Duration::from_secs(600),
+        stall_timeout: Duration::from_secs(600),
         max_model_len: None,
         kv_cache_size: MemorySize::Bytes(1),
     }
@@ -69,6 +70,7 @@ pub struct Setup {
     pub http: HttpConfig,
     pub observe: ObserveConfig,
     pub has_chat_template: bool,
+    pub drain_timeout: Duration,
 }
 
 impl Default for Setup {
@@ -80,6 +82,7 @@ impl Default for Setup {
             http: http(),
             observe: observe(),
             has_chat_template: true,
+            drain_timeout: Duration::from_secs(60),
         }
     }
 }
@@ -112,6 +115,7 @@ impl TestServer {
             http,
             observe,
             has_chat_template,
+            drain_timeout,
         } = setup;
         let kv = KvCapacity {
             num_blocks,
@@ -138,6 +142,8 @@ impl TestServer {
             keys: ApiKeys::load(&http).expect("keys"),
             http,
             observe,
+            drain_timeout,
+            handover: Handover::None,
             settings: json!({"max_batch_size": config.max_batch_size}),
         };
         let runtime = Runtime::new().expect("a runtime");

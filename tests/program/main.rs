@@ -5,6 +5,7 @@ mod keys;
 mod log;
 mod quantize;
 mod real_model;
+mod restart;
 mod server;
 mod startup;
 #[path = "../synthetic/mod.rs"]

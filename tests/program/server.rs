@@ -45,9 +45,15 @@ impl RealServer {
     }
 
     pub fn start_logging_to(settings: &[(&str, &str)], log: impl Into<Stdio>) -> Self {
-        let mut child = serve_command(settings)
+        let mut command = serve_command(settings);
+        command.stderr(log);
+        Self::spawn(command)
+    }
+
+    /// Starts a command that becomes a server, and waits until it serves.
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command
             .stdout(Stdio::piped())
-            .stderr(log)
             .spawn()
             .expect("the program starts");
         let stdout = child.stdout.take().expect("it is piped");
@@ -65,6 +71,20 @@ impl RealServer {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Sends a signal, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        signal(&self.child.id().to_string(), name);
+    }
+
+    /// Waits for the end; the exit code.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.child.wait().expect("it can be waited for").code()
     }
 
     /// Sends a request and returns the connection, to read as much of the answer as one likes.
@@ -105,6 +125,13 @@ impl RealServer {
         let body = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body}"));
         (status.expect("a status line"), body)
     }
+}
+
+/// Sends a signal to a process that is there.
+pub fn signal(pid: &str, name: &str) {
+    let status = Command::new("kill").args(["-s", name, pid]).status();
+    let status = status.expect("kill is there");
+    assert!(status.success(), "process {pid} has ended before");
 }
 
 impl Drop for RealServer {

@@ -27,6 +27,12 @@ const FIGURES: &[Figure] = &[
         value: |stats| stats.queue.num_waiting_requests as f64,
     },
     Figure {
+        name: "candlepower:queue_predicted_wait_seconds",
+        help: "How long a request that came now would wait for its first step; 0 before anything was measured.",
+        kind: MetricType::GAUGE,
+        value: |stats| stats.queue.predicted_wait_ms.unwrap_or(0.0) / 1e3,
+    },
+    Figure {
         name: "vllm:kv_cache_usage_perc",
         help: "Share of the KV blocks in use, from 0 to 1.",
         kind: MetricType::GAUGE,
@@ -67,6 +73,12 @@ const FIGURES: &[Figure] = &[
         help: "Steps of the engine.",
         kind: MetricType::COUNTER,
         value: |stats| stats.batch.num_steps as f64,
+    },
+    Figure {
+        name: "candlepower:engine_failed_steps_total",
+        help: "Steps that broke; their requests failed, and the engine began afresh.",
+        kind: MetricType::COUNTER,
+        value: |stats| stats.batch.num_failed_steps as f64,
     },
     Figure {
         name: "candlepower:engine_step_seconds_total",

@@ -81,6 +81,7 @@ struct Rejections {
     unauthorized: IntCounter,
     too_many_connections: IntCounter,
     queue_full: IntCounter,
+    deadline_unmet: IntCounter,
     too_long: IntCounter,
     unavailable: IntCounter,
 }
@@ -129,6 +130,7 @@ impl Metrics {
     pub fn count_rejection(&self, error: &EngineError) {
         match error {
             EngineError::Overloaded { .. } => self.rejections.queue_full.inc(),
+            EngineError::DeadlineUnmet { .. } => self.rejections.deadline_unmet.inc(),
             EngineError::TooLong { .. } => self.rejections.too_long.inc(),
             _ => self.rejections.unavailable.inc(),
         }
@@ -331,6 +333,7 @@ impl Rejections {
             unauthorized: by_reason.with_label_values(&["unauthorized"]),
             too_many_connections: by_reason.with_label_values(&["too_many_connections"]),
             queue_full: by_reason.with_label_values(&["queue_full"]),
+            deadline_unmet: by_reason.with_label_values(&["deadline_unmet"]),
             too_long: by_reason.with_label_values(&["too_long"]),
             unavailable: by_reason.with_label_values(&["unavailable"]),
         })

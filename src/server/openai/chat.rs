@@ -62,7 +62,6 @@ const UNSUPPORTED: &[(&str, &[Off])] = &[
     ("continue_final_message", &[Off::False]),
     ("truncate_prompt_tokens", &[]),
     ("return_token_ids", &[Off::False]),
-    ("priority", &[Off::Number(0)]),
 ];
 
 /// A checked body.
@@ -96,7 +95,7 @@ impl ChatRequest {
                     .unwrap_or(true),
                 kwargs: read_kwargs(&mut fields)?,
             },
-            options: Options::take(&mut fields, &DIALECT, state.limits.vocab_size)?,
+            options: Options::take(&mut fields, &DIALECT, &state.limits)?,
             logprobs: read_logprobs(&mut fields)?,
             n: choices::take_number(&mut fields, state.served.http.max_choices)?,
             mode: StreamMode::take(&mut fields)?,
@@ -152,6 +151,7 @@ pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Re
         request_id: call.id.clone(),
         endpoint: PATH,
         arrived: call.arrived,
+        sender: call.sender,
         prompt,
         prompt_field: "messages",
         options: &options,

@@ -42,7 +42,6 @@ const UNSUPPORTED: &[(&str, &[Off])] = &[
     ("spaces_between_special_tokens", &[Off::True]),
     ("include_stop_str_in_output", &[Off::False]),
     ("truncate_prompt_tokens", &[]),
-    ("priority", &[Off::Number(0)]),
     ("user", &[Off::Anything]),
 ];
 
@@ -73,7 +72,7 @@ impl CompletionRequest {
         let request = Self {
             prompts: Prompt::read(prompt, vocab_size)?,
             n: choices::take_number(&mut fields, state.served.http.max_choices)?,
-            options: Options::take(&mut fields, &dialect, vocab_size)?,
+            options: Options::take(&mut fields, &dialect, &state.limits)?,
             logprobs: logprobs::take_number(&mut fields, "logprobs")?,
             echo,
             return_token_ids: fields.take_flag("return_token_ids")?,
@@ -139,6 +138,7 @@ pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Re
         request_id: call.id.clone(),
         endpoint: PATH,
         arrived: call.arrived,
+        sender: call.sender,
         prompt,
         prompt_field: "prompt",
         options: &options,
