@@ -32,6 +32,7 @@ use super::provenance::variable_of;
 use super::record::FORMAT_VERSION;
 use super::result_file::ResultFile;
 use super::server_stats::ServerStats;
+use super::terminal::show;
 
 /// Measures both sides, prints the comparison, saves the raw records, and adds the optimization to
 /// BENCHMARKS.md.
@@ -48,17 +49,17 @@ pub async fn session(folder: &Path, args: &AbArgs) -> anyhow::Result<()> {
         ab: asked(args, benchmarks_md::next_optimization(&page)?),
         blocks: measure_blocks(args, &loads, &root, &file).await?,
     };
-    file.write(&record.to_json()?)?;
-    // What is shown is what the file gives, to the last digit: `verify` has nothing else.
-    let record = AbRecord::read(&file.path)?;
+    let json = record.to_json()?;
+    let (record, stored) = file.store(record, &json, AbRecord::read);
     let report = AbReport::new(&record, &file.shown);
-    print!("{}", report.to_text());
+    show(&report.to_text());
+    stored?;
     ensure_some_success(&record, &file.shown)?;
     if !args.no_append {
         let (row, section) = (report.to_summary_row(), report.to_markdown());
         benchmarks_md::append(&page, Table::Optimizations, &row, &section)?;
         let shown = page.strip_prefix(folder).unwrap_or(&page).display();
-        println!("{:<26}{shown}", "added to");
+        show(&format!("{:<26}{shown}\n", "added to"));
     }
     Ok(())
 }

@@ -9,12 +9,14 @@ use clap::{Args, Subcommand};
 
 use super::ab::args::AbArgs;
 use super::cache_state::CacheState;
+use super::chaos::ChaosArgs;
 use super::client::ApiKey;
 use super::endpoint::Endpoint;
 use super::goodput::{Bound, Slo};
 use super::load::Arrivals;
 use super::plan::{PhasePlan, Plan};
 use super::record::ClientSettings;
+use super::rollback::RollbackArgs;
 use super::workload::plain::{WordRange, Workload, WorkloadParams};
 
 /// Measure a server over HTTP and append the result to BENCHMARKS.md
@@ -107,6 +109,10 @@ pub enum BenchCommand {
     },
     /// Measure two settings of this program's server in turn, A B B A, and record the difference
     Ab(Box<AbArgs>),
+    /// Storm a server with clients of every kind, replace it meanwhile, and balance the books
+    Chaos(ChaosArgs),
+    /// Turn batching off by restart under load, and check that nobody notices
+    Rollback(RollbackArgs),
     /// Check that every number in BENCHMARKS.md follows from the raw records it names
     Verify,
 }

@@ -50,10 +50,23 @@ pub fn raw_records_of(section: &str) -> Option<&str> {
 /// The file cannot be read or written; it is then left as it was.
 pub fn append(path: &Path, table: Table, row: &str, section: &str) -> anyhow::Result<()> {
     let old = read(path)?.unwrap_or_else(|| HEADER.to_owned());
+    write(path, &with_record(&old, table, row, section))
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let temporary = path.with_extension("md.tmp");
-    fs::write(&temporary, with_record(&old, table, row, section))
+    fs::write(&temporary, text)
         .and_then(|()| fs::rename(&temporary, path))
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Adds a section that has no row in a summary. Creates the file if needed.
+///
+/// # Errors
+/// The file cannot be read or written; it is then left as it was.
+pub fn append_section(path: &Path, section: &str) -> anyhow::Result<()> {
+    let old = read(path)?.unwrap_or_else(|| HEADER.to_owned());
+    write(path, &with_section(&old, section))
 }
 
 /// The number that the next optimization gets.
@@ -83,7 +96,11 @@ pub fn with_record(old: &str, table: Table, row: &str, section: &str) -> String 
         Some((before, after)) => format!("{before}{row}\n{}{after}", table.end()),
         None => old.to_owned(),
     };
-    format!("{}\n\n{}\n", summed_up.trim_end(), section.trim_end())
+    with_section(&summed_up, section)
+}
+
+fn with_section(old: &str, section: &str) -> String {
+    format!("{}\n\n{}\n", old.trim_end(), section.trim_end())
 }
 
 #[cfg(test)]

@@ -214,6 +214,23 @@ impl Client {
             .flatten())
     }
 
+    /// POSTs a JSON document, and waits for the answer however long it takes.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or answers with something else than JSON.
+    pub async fn post_json(&self, path: &str, body: &Value) -> anyhow::Result<(StatusCode, Value)> {
+        let request = Request::post(self.endpoint.url(path))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::from(body.to_string()))?;
+        let response = self.http.request(request).await?;
+        let status = response.status();
+        let body = whole_body(response)
+            .await
+            .map_err(|error| anyhow::anyhow!(error))?;
+        let answer = serde_json::from_slice(&body).context("the answer is not JSON")?;
+        Ok((status, answer))
+    }
+
     /// GETs a path.
     ///
     /// # Errors

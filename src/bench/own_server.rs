@@ -7,10 +7,10 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use hyper::StatusCode;
 use sysinfo::{Pid, ProcessesToUpdate, Signal, System};
 use tokio::sync::oneshot;
@@ -40,14 +40,22 @@ impl OwnServer {
     ///
     /// # Errors
     /// The log cannot be written, or the program not started.
-    pub fn start(mut program: Command, log: &Path) -> anyhow::Result<Self> {
+    pub fn start(program: Command, log: &Path) -> anyhow::Result<Self> {
+        Self::start_on(0, program, log)
+    }
+
+    /// As [`start`](Self::start), on a port that may have a server already.
+    ///
+    /// # Errors
+    /// The log cannot be written, or the program not started.
+    pub fn start_on(port: u16, mut program: Command, log: &Path) -> anyhow::Result<Self> {
         let stderr = File::options()
             .create(true)
             .append(true)
             .open(log)
             .with_context(|| format!("cannot write {}", log.display()))?;
         let mut child = program
-            .args(["serve", "--host", "127.0.0.1", "--port", "0"])
+            .args(["serve", "--host", "127.0.0.1", "--port", &port.to_string()])
             .env_remove("HOST")
             .env_remove("PORT")
             .env_remove("API_KEY")
@@ -91,6 +99,27 @@ impl OwnServer {
         let outcome =
             outcome.unwrap_or_else(|_| bail!("the server was not ready within {limit} s"));
         outcome.map_err(|error| anyhow!("{error:#}; {}", self.log_end()))
+    }
+
+    /// Asks the server to end, and waits for it.
+    ///
+    /// # Errors
+    /// It cannot be asked, or has not ended within `limit`.
+    pub async fn stop(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        ensure!(ask_to_end(self.child.id()), "it cannot be told to end");
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            let waited = limit.as_secs();
+            ensure!(
+                Instant::now() < deadline,
+                "it has not ended within {waited} s of SIGTERM; {}",
+                self.log_end()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Where the log is and how it ends.

@@ -55,9 +55,32 @@ impl ResultFile {
         self.path.with_extension("log")
     }
 
-    /// # Errors
-    /// The file cannot be written.
-    pub fn write(&self, text: &str) -> anyhow::Result<()> {
-        fs::write(&self.path, text).with_context(|| format!("cannot write {}", self.path.display()))
+    /// Writes a record, and gives it back as the file has it: what is shown is what the file gives,
+    /// to the last digit, because `verify` has nothing else. A full disk costs the file and not the
+    /// result: then the record comes back as it was, beside the error.
+    pub fn store<R>(
+        &self,
+        record: R,
+        text: &str,
+        read: impl FnOnce(&Path) -> anyhow::Result<R>,
+    ) -> (R, anyhow::Result<()>) {
+        match self.write(text).and_then(|()| read(&self.path)) {
+            Ok(stored) => (stored, Ok(())),
+            Err(error) => (record, Err(error)),
+        }
+    }
+
+    fn write(&self, text: &str) -> anyhow::Result<()> {
+        fs::write(&self.path, text)
+            .inspect_err(|_| self.remove_part())
+            .with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    /// Half a record is none. What is no plain file was not made here.
+    fn remove_part(&self) {
+        if self.path.is_file() {
+            // The disk is in trouble already; the error of the write is the one to tell.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }

@@ -13,7 +13,8 @@ use super::measurement::{Target, measure};
 use super::record::{Record, RequestRecord};
 use super::result_file::ResultFile;
 use super::section::RunSection;
-use super::{ab, verify};
+use super::terminal::show;
+use super::{ab, chaos, rollback, verify};
 
 /// Measures, prints the table, saves the raw records, and adds the run to BENCHMARKS.md; or what
 /// else the subcommand says.
@@ -34,12 +35,14 @@ pub fn run_in(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
     match &args.command {
         None => until_interrupted(session(folder, args)),
         Some(BenchCommand::Ab(args)) => until_interrupted(ab::session(folder, args)),
+        Some(BenchCommand::Chaos(args)) => until_interrupted(chaos::session(folder, args)),
+        Some(BenchCommand::Rollback(args)) => until_interrupted(rollback::session(folder, args)),
         Some(BenchCommand::Compare { records }) => {
-            print!("{}", compare_files(records)?);
+            show(&compare_files(records)?);
             Ok(())
         }
         Some(BenchCommand::Verify) => {
-            println!("{}", verify::verify(&repository_root(folder))?);
+            show(&(verify::verify(&repository_root(folder))? + "\n"));
             Ok(())
         }
     }
@@ -85,18 +88,18 @@ async fn session(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
     record.run.commit = Commit::of(&root);
     drop(target);
 
-    file.write(&record.to_json()?)?;
-    // What is shown is what the file gives, to the last digit: `verify` has nothing else.
-    let record = Record::read(&file.path)?;
+    let json = record.to_json()?;
+    let (record, stored) = file.store(record, &json, Record::read);
     let section = RunSection::new(&record, &file.shown);
-    print!("{}", section.to_text());
+    show(&section.to_text());
+    stored?;
     ensure_some_success(&record, &file.shown)?;
     if !args.no_append {
         let path = root.join("BENCHMARKS.md");
         let (row, markdown) = (section.to_summary_row(), section.to_markdown());
         benchmarks_md::append(&path, Table::Runs, &row, &markdown)?;
         let shown = path.strip_prefix(folder).unwrap_or(&path).display();
-        println!("{:<26}{shown}", "added to");
+        show(&format!("{:<26}{shown}\n", "added to"));
     }
     Ok(())
 }

@@ -13,7 +13,11 @@ use anyhow::{Context as _, bail};
 use super::ab::AbReport;
 use super::ab::record::AbRecord;
 use super::benchmarks_md::{HEADER, Table, raw_records_of, with_record};
+use super::chaos::ChaosSection;
+use super::chaos::record::ChaosRecord;
 use super::record::Record;
+use super::rollback::RollbackSection;
+use super::rollback::record::RollbackRecord;
 use super::section::RunSection;
 
 /// Checks BENCHMARKS.md in `root`; raw records are named from there. Returns what was found sound.
@@ -32,8 +36,8 @@ pub fn verify(root: &Path) -> anyhow::Result<String> {
         );
     }
     Ok(format!(
-        "BENCHMARKS.md follows from its raw records (runs: {}, optimizations: {})",
-        outcome.num_runs, outcome.num_optimizations
+        "BENCHMARKS.md follows from its raw records (runs: {}, optimizations: {}, drills: {})",
+        outcome.num_runs, outcome.num_optimizations, outcome.num_drills
     ))
 }
 
@@ -41,6 +45,7 @@ pub fn verify(root: &Path) -> anyhow::Result<String> {
 struct Outcome {
     num_runs: usize,
     num_optimizations: usize,
+    num_drills: usize,
     faults: Vec<String>,
 }
 
@@ -65,15 +70,18 @@ fn check(root: &Path, page: &str) -> Outcome {
         }
         match rendered(root, raw) {
             Err(error) => outcome.faults.push(format!("{title}: {error:#}")),
-            Ok((table, row, expected)) => {
-                match table {
-                    Table::Runs => outcome.num_runs += 1,
-                    Table::Optimizations => outcome.num_optimizations += 1,
+            Ok((row, expected)) => {
+                match row {
+                    Some((Table::Runs, _)) => outcome.num_runs += 1,
+                    Some((Table::Optimizations, _)) => outcome.num_optimizations += 1,
+                    None => outcome.num_drills += 1,
                 }
                 outcome
                     .faults
                     .extend(differences(title, section, &expected));
-                expected_head = with_record(&expected_head, table, &row, "");
+                if let Some((table, row)) = row {
+                    expected_head = with_record(&expected_head, table, &row, "");
+                }
             }
         }
     }
@@ -107,27 +115,30 @@ fn split(page: &str) -> (&str, Vec<&str>) {
     )
 }
 
-/// The table, the row and the section of a file of raw records, of either kind.
-fn rendered(root: &Path, raw: &str) -> anyhow::Result<(Table, String, String)> {
+/// The summary row of a file of raw records, if its kind has one, and its section.
+fn rendered(root: &Path, raw: &str) -> anyhow::Result<(Option<(Table, String)>, String)> {
     let path = root.join(raw);
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("cannot read {}", path.display()))?;
-    let is_ab = serde_json::from_str::<serde_json::Value>(&text)
-        .with_context(|| format!("{} is not JSON", path.display()))?
-        .get("ab")
-        .is_some();
-    if is_ab {
+    let json: serde_json::Value =
+        serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
+    let is_of = |kind: &str| json.get(kind).is_some();
+    if is_of("ab") {
         let record = AbRecord::read(&path)?;
         let report = AbReport::new(&record, raw);
-        Ok((
-            Table::Optimizations,
-            report.to_summary_row(),
-            report.to_markdown(),
-        ))
+        let row = (Table::Optimizations, report.to_summary_row());
+        Ok((Some(row), report.to_markdown()))
+    } else if is_of("chaos") {
+        let record = ChaosRecord::read(&path)?;
+        Ok((None, ChaosSection::new(&record, raw).to_markdown()))
+    } else if is_of("rollback") {
+        let record = RollbackRecord::read(&path)?;
+        Ok((None, RollbackSection::new(&record, raw).to_markdown()))
     } else {
         let record = Record::read(&path)?;
         let section = RunSection::new(&record, raw);
-        Ok((Table::Runs, section.to_summary_row(), section.to_markdown()))
+        let row = (Table::Runs, section.to_summary_row());
+        Ok((Some(row), section.to_markdown()))
     }
 }
 

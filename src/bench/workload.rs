@@ -6,7 +6,7 @@ mod openings;
 pub mod plain;
 
 /// Two chapters of a novel; benches/corpus.md says where it is from.
-const CORPUS: &str = include_str!("../../benches/corpus.txt");
+pub(super) const CORPUS: &str = include_str!("../../benches/corpus.txt");
 
 /// One prompt to send.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,9 @@ mod own_server;
 mod script;
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
 use candlepower::bench::compare::compare;
 use candlepower::bench::metrics::Metrics;
@@ -429,6 +431,51 @@ fn a_server_that_is_not_there_is_one_clear_error() {
             "{error:#}"
         );
     }
+}
+
+/// The program itself, because what it prints is the point.
+fn program(server: &ScriptedServer, folder: &Path, output: &str, stdout: Stdio) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_candlepower"))
+        .args(["bench", "--endpoint", &server.base, "--output", output])
+        .args(SMALL)
+        .current_dir(folder)
+        .stdout(stdout)
+        .output()
+        .expect("the program starts")
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_costs_the_record_and_not_the_result() {
+    let server = ScriptedServer::start(Script::Sound);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = program(&server, folder.path(), "/dev/full", Stdio::piped());
+    assert_eq!(output.status.code(), Some(1));
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(stdout.contains("TTFT"), "{stdout}");
+    assert!(stderr.contains("cannot write /dev/full: "), "{stderr}");
+    let page = folder.path().join("BENCHMARKS.md");
+    assert!(!page.exists(), "a section without a record");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_lost_standard_output_costs_nothing_else() {
+    let server = ScriptedServer::start(Script::Sound);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let full = File::options()
+        .write(true)
+        .open("/dev/full")
+        .expect("a device");
+    let output = program(&server, folder.path(), "run.json", full.into());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    assert!(stderr.contains("standard output is lost"), "{stderr}");
+    assert!(folder.path().join("run.json").exists());
+    assert!(folder.path().join("BENCHMARKS.md").exists());
 }
 
 #[test]
