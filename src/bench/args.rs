@@ -16,6 +16,7 @@ use super::goodput::{Bound, Slo};
 use super::load::Arrivals;
 use super::plan::{PhasePlan, Plan};
 use super::record::ClientSettings;
+use super::report::args::ReportArgs;
 use super::rollback::RollbackArgs;
 use super::workload::plain::{WordRange, Workload, WorkloadParams};
 
@@ -113,6 +114,7 @@ pub enum BenchCommand {
     Chaos(ChaosArgs),
     /// Turn batching off by restart under load, and check that nobody notices
     Rollback(RollbackArgs),
+    Report(ReportArgs),
     /// Check that every number in BENCHMARKS.md follows from the raw records it names
     Verify,
 }

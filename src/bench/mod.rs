@@ -4,8 +4,8 @@
 //! The walk: [`workload`] (what is sent) > [`load`] (when) > [`client`] (one request) >
 //! [`record`] (what was seen) > [`metrics`] (what it means) > [`statistics`] > [`figures`] >
 //! [`section`] > [`benchmarks_md`]. Beside it: [`own_server`] starts the server to measure,
-//! [`watch`] samples it, [`compare`] sets recorded runs side by side, [`ab`] measures two settings in
-//! turn, and [`verify`] holds BENCHMARKS.md to the raw records.
+//! [`watch`] samples it, [`compare`] sets recorded runs side by side, [`report`] draws and reads them,
+//! [`ab`] measures two settings in turn, and [`verify`] holds BENCHMARKS.md to the raw records.
 
 pub mod ab;
 mod args;
@@ -28,6 +28,7 @@ mod progress;
 mod provenance;
 pub mod record;
 mod relay;
+mod report;
 mod result_file;
 pub mod rollback;
 mod section;

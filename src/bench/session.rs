@@ -14,7 +14,7 @@ use super::record::{Record, RequestRecord};
 use super::result_file::ResultFile;
 use super::section::RunSection;
 use super::terminal::show;
-use super::{ab, chaos, rollback, verify};
+use super::{ab, chaos, report, rollback, verify};
 
 /// Measures, prints the table, saves the raw records, and adds the run to BENCHMARKS.md; or what
 /// else the subcommand says.
@@ -39,6 +39,10 @@ pub fn run_in(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
         Some(BenchCommand::Rollback(args)) => until_interrupted(rollback::session(folder, args)),
         Some(BenchCommand::Compare { records }) => {
             show(&compare_files(records)?);
+            Ok(())
+        }
+        Some(BenchCommand::Report(args)) => {
+            show(&report::write(folder, args)?);
             Ok(())
         }
         Some(BenchCommand::Verify) => {

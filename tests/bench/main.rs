@@ -3,6 +3,7 @@
 
 mod ab;
 mod own_server;
+mod report;
 mod script;
 
 use std::collections::HashSet;
@@ -23,14 +24,14 @@ struct Cli {
     bench: BenchArgs,
 }
 
-fn args(flags: &[&str]) -> BenchArgs {
+pub fn args(flags: &[&str]) -> BenchArgs {
     let words = ["bench"].iter().chain(flags);
     Cli::try_parse_from(words).expect("sound flags").bench
 }
 
 /// Runs a bench of `path` of a fresh server in a folder of its own; `check` gets the outcome, the
 /// record and the server.
-fn bench(script: Script, path: &str, flags: &[&str]) -> Outcome {
+pub fn bench(script: Script, path: &str, flags: &[&str]) -> Outcome {
     let server = ScriptedServer::start(script);
     let folder = tempfile::tempdir().expect("a temporary folder");
     let endpoint = format!("{}{path}", server.base);
@@ -44,7 +45,7 @@ fn bench(script: Script, path: &str, flags: &[&str]) -> Outcome {
     }
 }
 
-struct Outcome {
+pub struct Outcome {
     record: Record,
     error: Option<String>,
     folder: tempfile::TempDir,
@@ -77,7 +78,7 @@ impl Outcome {
     }
 }
 
-const SMALL: [&str; 8] = [
+pub const SMALL: [&str; 8] = [
     "--requests",
     "6",
     "--concurrency",
