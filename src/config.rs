@@ -11,8 +11,8 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
 use clap::builder::BoolishValueParser;
+use clap::{Args, ValueEnum};
 use serde::{Serialize, Serializer};
 
 use crate::kernels::Isa;
@@ -102,6 +102,44 @@ pub struct EngineConfig {
     /// Memory for the KV cache: bytes, 2GiB, or a share of the free memory (25%)
     #[arg(long, env = "KV_CACHE_SIZE", default_value = "2GiB")]
     pub kv_cache_size: MemorySize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub speculation: SpeculationConfig,
+}
+
+/// Whether and how far a step computes tokens ahead that may turn out wrong.
+#[derive(Args, Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[command(next_help_heading = "Speculative decoding")]
+pub struct SpeculationConfig {
+    /// Drafts of the next tokens, verified in the step that they save; the output is the same
+    #[arg(long, env = "SPECULATIVE", value_enum, default_value_t = SpeculationConfig::OFF.speculative)]
+    pub speculative: Speculative,
+    /// Most tokens of a draft, up to 32
+    #[arg(long, env = "SPECULATIVE_TOKENS", default_value_t = SpeculationConfig::OFF.speculative_tokens)]
+    pub speculative_tokens: usize,
+    /// Drafts fill a step up to this many tokens, so a batch of as many sequences has none: from
+    /// there on a step costs what it computes, and a wrong draft delays all
+    #[arg(long, env = "SPECULATIVE_STEP_TOKENS", default_value_t = SpeculationConfig::OFF.speculative_step_tokens)]
+    pub speculative_step_tokens: usize,
+}
+
+impl SpeculationConfig {
+    /// The defaults.
+    pub const OFF: Self = Self {
+        speculative: Speculative::Off,
+        speculative_tokens: 15,
+        speculative_step_tokens: 16,
+    };
+}
+
+/// Where drafts come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Speculative {
+    /// No drafts
+    Off,
+    /// What followed the last tokens where they stood before, in prompt or output
+    Ngram,
 }
 
 /// Where the server listens.

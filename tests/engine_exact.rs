@@ -6,7 +6,7 @@ mod ragged;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use candlepower::config::{EngineConfig, MemorySize};
+use candlepower::config::{EngineConfig, MemorySize, SpeculationConfig};
 use candlepower::engine::{
     ClientId, EngineHandle, Event, FinishReason, KvCapacity, Request, SamplingParams, start,
 };
@@ -57,6 +57,7 @@ fn engine(
         stall_timeout: Duration::from_secs(600),
         max_model_len: None,
         kv_cache_size: MemorySize::Bytes(1),
+        speculation: SpeculationConfig::OFF,
     };
     let kv = KvCapacity {
         num_blocks,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::cache_state::CacheCheck;
-use super::metrics::Metrics;
+use super::metrics::{Metrics, share};
 use super::record::{ClientSettings, OWN_SERVER, Record};
 use super::server_stats::ServerStats;
 
@@ -29,7 +29,7 @@ impl Figures<'_> {
         let metrics = self.metrics;
         let server = &metrics.server;
         let per_second = |x: Option<f64>| or_na(x.map(|x| format!("{x:.1} tokens/s")));
-        vec![
+        let mut rows = vec![
             (
                 "successful requests",
                 format!("{} of {}", metrics.num_successes, metrics.num_requests),
@@ -85,7 +85,19 @@ impl Figures<'_> {
                 "CPU of the client",
                 format!("{} of one core", percent(metrics.client_cpu_share)),
             ),
-        ]
+        ];
+        rows.extend(self.speculation().map(|text| ("speculation", text)));
+        rows
+    }
+
+    /// `None` of a server that does not speculate.
+    fn speculation(&self) -> Option<String> {
+        let server = &self.metrics.server;
+        let (accepted, drafted) = (server.accepted_draft_tokens?, server.draft_tokens?);
+        let ratio = or_na(share(accepted, drafted).map(percent));
+        Some(format!(
+            "{accepted} of {drafted} draft tokens accepted ({ratio})"
+        ))
     }
 
     fn error_rate(&self) -> String {

@@ -30,6 +30,8 @@
 //! * `cached_request_rate`: successful requests whose whole prompt, but for the last token that is
 //!   always computed, came from the prefix cache.
 //! * `cached_token_rate`: prompt tokens from the prefix cache / prompt tokens.
+//! * `draft_tokens`, `accepted_draft_tokens`: tokens that the server drafted, and those of them that
+//!   were the next token, as it reports them.
 //! * `client_cpu_share`: CPU time of the load generator / duration; it shares the machine.
 
 mod peaks;
@@ -117,6 +119,11 @@ pub struct ServerMetrics {
     pub evicted_blocks: Option<u64>,
     pub eviction_time_ms: Option<f64>,
     pub preemptions: Option<u64>,
+    /// Of a server that speculates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draft_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accepted_draft_tokens: Option<u64>,
 }
 
 impl Metrics {
@@ -321,12 +328,14 @@ impl ServerMetrics {
             evicted_blocks: delta(|s| s.evictions.num_evicted_blocks),
             eviction_time_ms: eviction_time_ms.map(|(after, before)| after - before),
             preemptions: delta(|s| s.num_preemptions),
+            draft_tokens: delta(|s| s.speculative?.num_draft_tokens),
+            accepted_draft_tokens: delta(|s| s.speculative?.num_accepted_tokens),
         }
     }
 }
 
 /// `None` of nothing.
-fn share<T: TryInto<u64>>(part: T, whole: T) -> Option<f64> {
+pub fn share<T: TryInto<u64>>(part: T, whole: T) -> Option<f64> {
     let (part, whole) = (part.try_into().ok()?, whole.try_into().ok()?);
     (whole > 0).then(|| part as f64 / whole as f64)
 }

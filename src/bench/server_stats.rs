@@ -14,6 +14,7 @@ pub struct ServerStats {
     pub prefix: Prefix,
     pub evictions: Evictions,
     pub num_preemptions: Option<u64>,
+    pub speculative: Option<Speculation>,
     pub memory: Memory,
     pub model: Model,
     pub settings: Map<String, Value>,
@@ -54,6 +55,13 @@ pub struct Prefix {
 pub struct Evictions {
     pub num_evicted_blocks: Option<u64>,
     pub eviction_time_ms: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Speculation {
+    pub num_draft_tokens: Option<u64>,
+    pub num_accepted_tokens: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]

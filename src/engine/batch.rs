@@ -21,13 +21,15 @@ pub(super) fn fill(batch: &mut RaggedBatch, plan: &StepPlan, running: &[Sequence
         let sequence = &running[chunk.sequence];
         let Sequence { tokens, table, .. } = sequence;
         let start = table.num_tokens();
-        let end = start + chunk.num_tokens;
+        let planned = start + chunk.num_tokens;
+        let end = planned + sequence.draft.len();
         let first_row = batch.token_ids.len();
         batch.q_start.push(first_row as u32);
         batch
             .block_table_start
             .push(batch.block_tables.len() as u32);
-        batch.token_ids.extend(&tokens[start..end]);
+        batch.token_ids.extend(&tokens[start..planned]);
+        batch.token_ids.extend(&sequence.draft);
         batch.positions.extend(start as u32..end as u32);
         batch
             .slots
@@ -40,7 +42,9 @@ pub(super) fn fill(batch: &mut RaggedBatch, plan: &StepPlan, running: &[Sequence
         let rows = scored.map(|position| (first_row + position - start) as u32);
         batch.logit_rows.extend(rows);
         if chunk.is_last {
-            batch.logit_rows.push(batch.token_ids.len() as u32 - 1);
+            let last_planned = first_row + chunk.num_tokens - 1;
+            let rows = last_planned as u32..batch.token_ids.len() as u32;
+            batch.logit_rows.extend(rows);
         }
     }
     batch.q_start.push(batch.token_ids.len() as u32);

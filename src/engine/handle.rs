@@ -11,6 +11,7 @@ use super::forecast::{Forecast, Load, Queued, Work};
 use super::heartbeat::Heartbeat;
 use super::request::{Awaited, EngineError, Event, Request};
 use super::sequence::Sequence;
+use super::speculation::Drafter;
 use super::stats::EngineStats;
 
 /// Stalls of this many times `Limits::stall_timeout` are for good.
@@ -54,6 +55,8 @@ pub enum Health {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub limits: Limits,
+    /// Whether sequences need a drafter.
+    drafts: bool,
     /// Requests sent and not yet admitted: the inbox and the waiting queue.
     pub num_queued: AtomicUsize,
     /// Some request has a timeline.
@@ -71,9 +74,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub fn new(limits: Limits, stats: EngineStats, load: Load) -> Self {
+    pub fn new(limits: Limits, drafts: bool, stats: EngineStats, load: Load) -> Self {
         Self {
             limits,
+            drafts,
             num_queued: AtomicUsize::new(0),
             keeps_timelines: AtomicBool::new(false),
             num_submitted: AtomicU64::new(0),
@@ -159,7 +163,10 @@ impl EngineHandle {
         }
         let (events, receiver) = unbounded_channel();
         let deadline = request.arrived + timeout;
-        let sequence = Sequence::new(request, deadline, events);
+        let mut sequence = Sequence::new(request, deadline, events);
+        if self.shared.drafts {
+            sequence.drafter = Some(Drafter::new(&sequence.tokens));
+        }
         self.inbox.send(sequence).map_err(|_| {
             self.shared.num_queued.fetch_sub(1, Ordering::Relaxed);
             let reason = self.shared.failure();

@@ -6,6 +6,7 @@
 mod batch;
 mod fairness;
 mod forecast;
+mod generation;
 mod handle;
 mod heartbeat;
 mod histogram;
@@ -14,6 +15,7 @@ mod request;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod speculation;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -30,6 +32,7 @@ pub use logprobs::TokenLogprobs;
 pub use request::{Awaited, EngineError, Event, FinishReason, Request, SamplingParams, TokenId};
 pub use stats::{
     BatchStats, EngineStats, EvictionStats, KvStats, PrefixStats, QueueStats, RequestStats,
+    SpeculationStats,
 };
 pub use timeline::{Entry, Happening, Timeline, WaitCause};
 pub use worker::{KvCapacity, start};

@@ -8,12 +8,15 @@
 //! blocks go back and it waits, to be recomputed, before all that has not begun. So the oldest of
 //! the most urgent always gets on, and whatever the pool can hold alone is finished at last.
 //!
+//! Drafts take what is left after all that: they never cost another sequence its place.
+//!
 //! Deals in integers only: no tensor, no clock, no client.
 
 use std::collections::VecDeque;
 
 use super::fairness::Fairness;
 use super::sequence::Sequence;
+use super::speculation::DraftLimits;
 use crate::kv_cache::{KvCache, PartialCopy};
 
 /// Waiting and running sequences, and the limits of a step.
@@ -26,6 +29,7 @@ pub(super) struct Scheduler {
     fairness: Fairness,
     max_batch_size: usize,
     max_batch_tokens: usize,
+    drafts: Option<DraftLimits>,
 }
 
 /// One step: the chunks of `running`, in its order.
@@ -55,13 +59,18 @@ type Turn = (i32, bool, u64);
 impl Scheduler {
     /// `max_batch_tokens` of at least `max_batch_size` lets every running sequence decode in
     /// every step.
-    pub fn new(max_batch_size: usize, max_batch_tokens: usize) -> Self {
+    pub fn new(
+        max_batch_size: usize,
+        max_batch_tokens: usize,
+        drafts: Option<DraftLimits>,
+    ) -> Self {
         Self {
             waiting: VecDeque::new(),
             running: Vec::new(),
             fairness: Fairness::default(),
             max_batch_size,
             max_batch_tokens,
+            drafts,
         }
     }
 
@@ -95,6 +104,32 @@ impl Scheduler {
         }
         self.plan_prefills(kv, &mut budget, plan);
         plan.chunks.sort_unstable_by_key(|chunk| chunk.sequence);
+        if let Some(limits) = self.drafts {
+            self.plan_drafts(kv, limits, plan);
+        }
+    }
+
+    /// Drafts with what the planned tokens leave of the limits, in equal shares. A draft takes a
+    /// block only where each running sequence could have one more.
+    fn plan_drafts(&mut self, kv: &mut KvCache, limits: DraftLimits, plan: &StepPlan) {
+        let planned: usize = plan.chunks.iter().map(|chunk| chunk.num_tokens).sum();
+        let step_tokens = limits.step_tokens.min(self.max_batch_tokens);
+        let mut budget = step_tokens.saturating_sub(planned);
+        let headroom_blocks = self.running.len();
+        let decodes = |chunk: &&Chunk| chunk.is_last && chunk.num_tokens == 1;
+        let mut num_left = plan.chunks.iter().filter(decodes).count();
+        for chunk in plan.chunks.iter().filter(decodes) {
+            let sequence = &mut self.running[chunk.sequence];
+            let share = budget.div_ceil(num_left);
+            num_left -= 1;
+            sequence.draft(share.min(limits.draft_tokens));
+            let end = sequence.tokens.len() + sequence.draft.len();
+            if !kv.grow(&mut sequence.table, end, headroom_blocks) {
+                let room = sequence.table.capacity_tokens() - sequence.tokens.len();
+                sequence.draft.truncate(room);
+            }
+            budget -= sequence.draft.len();
+        }
     }
 
     fn is_in_decode(&self, sequence: usize) -> bool {
@@ -116,7 +151,7 @@ impl Scheduler {
         while next < self.running.len() {
             let sequence = &mut self.running[next];
             let num_tokens = sequence.tokens.len();
-            if kv.grow(&mut sequence.table, num_tokens) {
+            if kv.grow(&mut sequence.table, num_tokens, 0) {
                 next += 1;
                 continue;
             }

@@ -10,6 +10,7 @@ use super::fairness::ClientId;
 use super::forecast::Work;
 use super::request::{EngineError, Event, Request, TokenId};
 use super::sampler::SamplerState;
+use super::speculation::Drafter;
 use super::timeline::Timeline;
 use crate::kv_cache::BlockTable;
 
@@ -28,6 +29,9 @@ pub(super) struct Sequence {
     pub num_scored_positions: usize,
     pub table: BlockTable,
     pub sampler: SamplerState,
+    pub drafter: Option<Drafter>,
+    /// Tokens that the step computes ahead, behind the pending ones.
+    pub draft: Vec<TokenId>,
     /// Arrival, admission and first token; queue, prefill and decode lie between them.
     pub arrived: Instant,
     pub admitted: Option<Instant>,
@@ -56,6 +60,8 @@ impl Sequence {
             table: BlockTable::default(),
             sampler: SamplerState::new(request.sampling, &tokens),
             tokens,
+            drafter: None,
+            draft: Vec::new(),
             arrived: request.arrived,
             admitted: None,
             first_token: None,
@@ -94,6 +100,16 @@ impl Sequence {
             start.max(self.num_scored_positions).min(end)..end
         } else {
             0..0
+        }
+    }
+
+    /// Drafts up to `max_tokens` tokens for the next step. The step gives one token more than the
+    /// draft has, so a draft never reaches the last token that is wanted.
+    pub fn draft(&mut self, max_tokens: usize) {
+        let wanted = self.max_tokens.saturating_sub(self.num_output_tokens());
+        let max_tokens = max_tokens.min(wanted.saturating_sub(1));
+        if let Some(drafter) = self.drafter.as_mut().filter(|_| max_tokens > 0) {
+            drafter.propose(&self.tokens, max_tokens, &mut self.draft);
         }
     }
 

@@ -4,6 +4,7 @@
 use serde::Serialize;
 
 use super::histogram::StepHistograms;
+use super::speculation::DraftLimits;
 
 /// Counts are since start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -18,6 +19,8 @@ pub struct EngineStats {
     pub num_preemptions: u64,
     #[serde(skip)]
     pub step_histograms: StepHistograms,
+    /// `None` when drafts are off.
+    pub speculative: Option<SpeculationStats>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -98,6 +101,41 @@ pub struct PrefixStats {
 pub struct EvictionStats {
     pub num_evicted_blocks: u64,
     pub eviction_time_ms: f64,
+}
+
+/// What became of drafts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct SpeculationStats {
+    pub num_drafts: u64,
+    pub num_draft_tokens: u64,
+    /// Draft tokens that were the next token: steps saved.
+    pub num_accepted_tokens: u64,
+    /// num_accepted_tokens / num_draft_tokens.
+    pub accept_ratio: f64,
+    /// Accepted tokens by their place in the draft. (SPECULATIVE_TOKENS)
+    pub num_accepted_tokens_per_position: Vec<u64>,
+}
+
+impl SpeculationStats {
+    pub(super) fn new(limits: DraftLimits) -> Self {
+        Self {
+            num_accepted_tokens_per_position: vec![0; limits.draft_tokens],
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn count(&mut self, num_drafted: usize, num_accepted: usize) {
+        self.num_drafts += 1;
+        self.num_draft_tokens += num_drafted as u64;
+        self.num_accepted_tokens += num_accepted as u64;
+        self.accept_ratio = ratio(
+            self.num_accepted_tokens as f64,
+            self.num_draft_tokens as f64,
+        );
+        for count in &mut self.num_accepted_tokens_per_position[..num_accepted] {
+            *count += 1;
+        }
+    }
 }
 
 pub(super) fn ratio(part: f64, whole: f64) -> f64 {

@@ -9,12 +9,13 @@ use rand_chacha::ChaCha8Rng;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
-use crate::config::{EngineConfig, MemorySize};
+use crate::config::{EngineConfig, MemorySize, SpeculationConfig};
 use crate::kv_cache::BLOCK_SIZE;
 use crate::runner::Runner;
 
 #[path = "../../tests/support/hash_runner.rs"]
 pub(super) mod hash_runner;
+mod speculation;
 use hash_runner::{HashRunner, VOCAB_SIZE, greedy, logits_of};
 
 pub(super) fn config() -> EngineConfig {
@@ -28,6 +29,7 @@ pub(super) fn config() -> EngineConfig {
         stall_timeout: Duration::from_secs(600),
         max_model_len: None,
         kv_cache_size: MemorySize::Bytes(1),
+        speculation: SpeculationConfig::OFF,
     }
 }
 

@@ -11,17 +11,18 @@ use anyhow::Context;
 
 use super::batch;
 use super::forecast::{Load, Mean, Queued, StepCost};
+use super::generation::{Generated, Outcome, generate, score_prompt};
 use super::handle::{EngineHandle, Limits, Shared};
-use super::logprobs::TokenLogprobs;
-use super::request::{EngineError, Event, FinishReason, TokenId};
-use super::sampler::{NotFinite, Sampler};
+use super::request::{EngineError, Event, FinishReason};
+use super::sampler::Sampler;
 use super::scheduler::{Scheduler, StepPlan};
 use super::sequence::Sequence;
-use super::stats::{BatchStats, EngineStats, KvStats, QueueStats, ratio};
+use super::speculation::{AGREEMENT_MAX, DraftLimits};
+use super::stats::{BatchStats, EngineStats, KvStats, QueueStats, SpeculationStats, ratio};
 use super::timeline;
 use crate::config::EngineConfig;
 use crate::kv_cache::{BLOCK_SIZE, BlockTable, KvCache};
-use crate::runner::{Logits, RaggedBatch, Runner};
+use crate::runner::{RaggedBatch, Runner};
 
 /// The size of the KV cache that the runner was made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,19 +63,22 @@ pub fn start(
         request_timeout: config.request_timeout,
         stall_timeout: config.stall_timeout,
     };
-    let worker_stats = initial_stats(limits, config.max_batch_tokens, kv);
+    let drafts = DraftLimits::of(&config.speculation);
+    let mut worker_stats = initial_stats(limits, config.max_batch_tokens, kv);
+    worker_stats.speculative = drafts.map(SpeculationStats::new);
     let load = Load {
         max_batch_tokens: config.max_batch_tokens,
         num_places: max_batch_size,
         ..Load::default()
     };
-    let shared = Arc::new(Shared::new(limits, worker_stats.clone(), load));
+    let shared = Shared::new(limits, drafts.is_some(), worker_stats.clone(), load);
+    let shared = Arc::new(shared);
     let (inbox, receiver) = mpsc::channel();
     let worker = Worker {
         inbox: receiver,
         shared: Arc::clone(&shared),
         max_wait_time: config.max_wait_time,
-        scheduler: Scheduler::new(max_batch_size, config.max_batch_tokens),
+        scheduler: Scheduler::new(max_batch_size, config.max_batch_tokens, drafts),
         kv: KvCache::new(kv.num_blocks),
         runner,
         sampler: Sampler::default(),
@@ -127,6 +131,19 @@ fn check(
         "a sequence of MAX_MODEL_LEN {max_model_len} tokens does not fit in the KV cache of \
          {pool_tokens} tokens; raise KV_CACHE_SIZE or lower MAX_MODEL_LEN"
     );
+    if let Some(drafts) = DraftLimits::of(&config.speculation) {
+        anyhow::ensure!(
+            (1..=AGREEMENT_MAX).contains(&drafts.draft_tokens),
+            "SPECULATIVE_TOKENS is {}; it must lie between 1 and {AGREEMENT_MAX}, or SPECULATIVE be off",
+            drafts.draft_tokens
+        );
+        anyhow::ensure!(
+            drafts.step_tokens >= 2,
+            "SPECULATIVE_STEP_TOKENS {} leaves no room for a token and its draft; it must be at \
+             least 2, or SPECULATIVE be off",
+            drafts.step_tokens
+        );
+    }
     Ok(())
 }
 
@@ -175,15 +192,6 @@ struct Worker {
 
 /// This many broken steps, and not one that works, end the engine: its trouble will not pass.
 const MAX_FAILURES_IN_A_ROW: u32 = 3;
-
-/// How a sequence ended.
-#[derive(Clone, Debug)]
-enum Outcome {
-    Finished(FinishReason),
-    Cancelled,
-    TimedOut,
-    Failed(String),
-}
 
 impl Worker {
     /// A panic between two steps is a bug; nobody may wait for a thread that is gone.
@@ -308,27 +316,36 @@ impl Worker {
         let mut outcomes = Vec::new();
         for chunk in &self.plan.chunks {
             let sequence = &mut self.scheduler.running[chunk.sequence];
+            let num_drafted = sequence.draft.len();
+            let computed = sequence.table.num_tokens();
+            if chunk.num_tokens == 1 && computed >= sequence.num_prompt_tokens {
+                num_decode_tokens += 1;
+            }
+            num_decode_tokens += num_drafted;
             let num_scored = sequence.scored_positions(chunk.num_tokens).len();
             let scored = score_prompt(sequence, chunk.num_tokens, logits, row);
             row += num_scored;
-            let computed = sequence.table.num_tokens();
-            let in_decode = chunk.num_tokens == 1 && computed >= sequence.num_prompt_tokens;
-            num_decode_tokens += usize::from(in_decode);
-            let tokens = &sequence.tokens[computed..computed + chunk.num_tokens];
-            self.kv.commit(&mut sequence.table, tokens);
-            let outcome = match scored {
-                Err(error) => Some(Outcome::Failed(error.to_string())),
-                Ok(()) if !chunk.is_last => None,
-                Ok(()) if sequence.max_tokens == 0 => Some(Outcome::Finished(FinishReason::Length)),
-                Ok(()) => {
-                    num_generated += 1;
-                    self.sampler
-                        .sample(logits.row(row), &mut sequence.sampler)
-                        .map(|token| accept(sequence, token, logits.row(row), forward_end))
-                        .unwrap_or_else(|error| Some(Outcome::Failed(error.to_string())))
+            let generated = match scored {
+                Err(error) => Generated::ended(Outcome::Failed(error.to_string())),
+                Ok(()) if !chunk.is_last => Generated::default(),
+                Ok(()) if sequence.max_tokens == 0 => {
+                    Generated::ended(Outcome::Finished(FinishReason::Length))
                 }
+                Ok(()) => generate(sequence, &mut self.sampler, logits, row, forward_end),
             };
-            row += usize::from(chunk.is_last);
+            row += usize::from(chunk.is_last) + num_drafted;
+            num_generated += generated.num_tokens;
+            if num_drafted > 0 {
+                sequence.draft.clear();
+                if let Some(counts) = &mut self.stats.speculative {
+                    counts.count(num_drafted, generated.num_accepted);
+                }
+            }
+            // What a draft got wrong lies behind the verified tokens, where the next step writes.
+            let verified = computed + chunk.num_tokens + generated.num_accepted;
+            let tokens = &sequence.tokens[computed..verified];
+            self.kv.commit(&mut sequence.table, tokens);
+            let outcome = generated.outcome;
             outcomes.extend(outcome.map(|outcome| (chunk.sequence, outcome)));
         }
         self.count_step(
@@ -521,6 +538,7 @@ impl Worker {
         let mut failed = Vec::new();
         for (mut sequence, failed_here) in self.scheduler.running.drain(..).zip(in_step).rev() {
             sequence.table = BlockTable::default();
+            sequence.draft.clear();
             match failed_here {
                 true => failed.push((sequence, Outcome::Failed(reason.to_owned()))),
                 false => self.scheduler.waiting.push_front(sequence),
@@ -551,48 +569,6 @@ impl Worker {
         }
         // After the events: whoever waits for this finds its own end told.
         self.shared.declare_failed(&reason);
-    }
-}
-
-/// Reports the prompt tokens that the rows of logits from `first_row` on score.
-fn score_prompt(
-    sequence: &mut Sequence,
-    num_tokens: usize,
-    logits: &Logits,
-    first_row: usize,
-) -> Result<(), NotFinite> {
-    let num_top = sequence.prompt_logprobs.unwrap_or(0);
-    let scored: Vec<_> = sequence
-        .scored_positions(num_tokens)
-        .zip(first_row..)
-        .map(|(position, row)| {
-            TokenLogprobs::score(logits.row(row), sequence.tokens[position + 1], num_top)
-        })
-        .collect();
-    if scored.iter().any(|token| token.logprob.is_nan()) {
-        return Err(NotFinite);
-    }
-    if !scored.is_empty() {
-        sequence.num_scored_positions += scored.len();
-        sequence.send(Event::Prompt(scored));
-    }
-    Ok(())
-}
-
-/// Adds a sampled token to its sequence; says whether it was the last.
-fn accept(sequence: &mut Sequence, id: TokenId, logits: &[f32], at: Instant) -> Option<Outcome> {
-    sequence.tokens.push(id);
-    sequence.first_token.get_or_insert(at);
-    let logprobs = sequence
-        .logprobs
-        .map(|num_top| Box::new(TokenLogprobs::score(logits, id, num_top)));
-    sequence.send(Event::Token { at, id, logprobs });
-    if sequence.stop_token_ids.contains(&id) {
-        Some(Outcome::Finished(FinishReason::Stop))
-    } else if sequence.num_output_tokens() == sequence.max_tokens {
-        Some(Outcome::Finished(FinishReason::Length))
-    } else {
-        None
     }
 }
 

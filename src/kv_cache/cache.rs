@@ -77,7 +77,7 @@ impl KvCache {
             num_tokens: found.blocks.len() * BLOCK_SIZE,
             blocks: found.blocks,
         };
-        let enough = self.grow(&mut table, tokens.len());
+        let enough = self.grow(&mut table, tokens.len(), 0);
         assert!(enough, "bug: fewer blocks than were counted");
 
         let copy = found.partial.map(|(from, num_tokens)| {
@@ -108,11 +108,17 @@ impl KvCache {
         self.prefix_hit_tokens += hit_tokens as u64;
     }
 
-    /// Makes room for `num_tokens` tokens in all. `false`, and nothing changed, if blocks lack.
-    pub fn grow(&mut self, table: &mut BlockTable, num_tokens: usize) -> bool {
+    /// Makes room for `num_tokens` tokens in all. `false`, and nothing changed, unless there are
+    /// blocks for it and `headroom_blocks` stay available.
+    pub fn grow(
+        &mut self,
+        table: &mut BlockTable,
+        num_tokens: usize,
+        headroom_blocks: usize,
+    ) -> bool {
         let wanted = num_tokens.div_ceil(BLOCK_SIZE);
         let missing = wanted.saturating_sub(table.blocks.len());
-        if missing > self.pool.num_available() {
+        if missing > 0 && missing + headroom_blocks > self.pool.num_available() {
             return false;
         }
         for _ in 0..missing {

@@ -53,7 +53,7 @@ fn generated_tokens_are_reused_by_the_next_turn() {
     let (mut table, _) = run(&mut cache, &tokens(0..40));
     for token in 40..70 {
         let len = table.num_tokens() + 1;
-        assert!(cache.grow(&mut table, len));
+        assert!(cache.grow(&mut table, len, 0));
         cache.commit(&mut table, &[token]);
     }
     cache.release(&mut table);
@@ -184,7 +184,7 @@ proptest! {
                 Operation::Generate { which, tokens } if !sequences.is_empty() => {
                     let which = which % sequences.len();
                     let (text, table) = &mut sequences[which];
-                    if cache.grow(table, text.len() + tokens.len()) {
+                    if cache.grow(table, text.len() + tokens.len(), 0) {
                         let from = text.len();
                         text.extend(&tokens);
                         storage.write(table, text, from);

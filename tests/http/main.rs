@@ -14,3 +14,4 @@ mod life;
 mod observe;
 mod pressure;
 mod scoring;
+mod speculation;

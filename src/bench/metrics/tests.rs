@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::bench::figures::Figures;
 use crate::bench::record::{
     ClientSettings, FORMAT_VERSION, Failure, FailureReason, Run, ServerRecord, judge_missing_usage,
 };
@@ -255,4 +256,27 @@ fn server_figures_are_differences_and_peaks_over_the_run() {
     assert_eq!(server.kv_capacity_tokens, Some(1024));
     assert_eq!(server.model_load_time_ms, Some(12.5));
     assert_eq!(server.preemptions, None);
+    assert_eq!(server.draft_tokens, None);
+}
+
+#[test]
+fn drafts_are_shown_of_a_server_that_makes_them() {
+    let mut run = record(vec![request(0, 5)]);
+    let shown = |run: &Record| {
+        let figures = Figures {
+            record: run,
+            metrics: &Metrics::of(run),
+        };
+        let rows = figures.results();
+        rows.into_iter().find(|(name, _)| *name == "speculation")
+    };
+    run.run.server.stats_before = json!({"speculative": null});
+    run.run.server.stats_after = json!({"speculative": null});
+    assert_eq!(shown(&run), None);
+
+    let stats = |drafted, accepted| json!({"speculative": {"num_draft_tokens": drafted, "num_accepted_tokens": accepted}});
+    run.run.server.stats_before = stats(100, 50);
+    run.run.server.stats_after = stats(300, 200);
+    let (_, text) = shown(&run).expect("it drafts");
+    assert_eq!(text, "150 of 200 draft tokens accepted (75.0 %)");
 }

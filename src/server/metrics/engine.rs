@@ -3,7 +3,7 @@
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{MetricFamily, MetricType};
 
-use super::families;
+use super::{families, speculation};
 use crate::engine::{EngineHandle, EngineStats};
 
 struct Figure {
@@ -111,7 +111,8 @@ const STEP_TOKENS: (&str, &str) = (
 const STEP_SECONDS: (&str, &str) = ("candlepower:step_seconds", "Time that a step took.");
 const STEP_SEQUENCES: (&str, &str) = ("candlepower:step_sequences", "Sequences in a step.");
 
-/// Collects [`FIGURES`], the distributions of the steps, and the cache's configuration.
+/// Collects [`FIGURES`], the distributions of the steps, the cache's configuration, and what became
+/// of drafts.
 pub struct EngineFigures {
     engine: EngineHandle,
     descriptions: Vec<Desc>,
@@ -125,7 +126,7 @@ impl EngineFigures {
         let others = [CACHE_CONFIG, STEP_TOKENS, STEP_SECONDS, STEP_SEQUENCES];
         Ok(Self {
             engine,
-            descriptions: families::describe(names.chain(others))?,
+            descriptions: families::describe(names.chain(others).chain(speculation::NAMES))?,
         })
     }
 }
@@ -152,7 +153,8 @@ impl Collector for EngineFigures {
             families::histogram(STEP_SECONDS.0, STEP_SECONDS.1, &steps.seconds),
             families::histogram(STEP_SEQUENCES.0, STEP_SEQUENCES.1, &steps.sequences),
         ];
-        figures.chain(others).collect()
+        let drafts = stats.speculative.iter().flat_map(speculation::collect);
+        figures.chain(others).chain(drafts).collect()
     }
 }
 

@@ -23,17 +23,26 @@ pub fn describe<'a>(
 
 /// A family of one number.
 pub fn number(name: &str, help: &str, kind: MetricType, value: f64) -> MetricFamily {
-    let mut metric = Metric::default();
-    if kind == MetricType::COUNTER {
-        let mut counter = Counter::default();
-        counter.set_value(value);
-        metric.set_counter(counter);
+    let metric = if kind == MetricType::COUNTER {
+        counter(value)
     } else {
         let mut gauge = Gauge::default();
         gauge.set_value(value);
+        let mut metric = Metric::default();
         metric.set_gauge(gauge);
-    }
-    family(name, help, kind, metric)
+        metric
+    };
+    family(name, help, kind, vec![metric])
+}
+
+/// A family of counters, of which each has its place among them as a label.
+pub fn counts_by(name: &str, help: &str, place: &str, counts: &[u64]) -> MetricFamily {
+    let metrics = counts.iter().enumerate().map(|(index, &count)| {
+        let mut metric = counter(count as f64);
+        metric.set_label(vec![label(place, index.to_string())]);
+        metric
+    });
+    family(name, help, MetricType::COUNTER, metrics.collect())
 }
 
 /// A gauge that is always 1, for the sake of its labels.
@@ -42,14 +51,11 @@ pub fn info(name: &str, help: &str, labels: &[(&str, String)]) -> MetricFamily {
     gauge.set_value(1.0);
     let mut metric = Metric::default();
     metric.set_gauge(gauge);
-    let labels = labels.iter().map(|(name, value)| {
-        let mut label = LabelPair::default();
-        label.set_name((*name).to_owned());
-        label.set_value(value.clone());
-        label
-    });
+    let labels = labels
+        .iter()
+        .map(|(name, value)| label(name, value.clone()));
     metric.set_label(labels.collect());
-    family(name, help, MetricType::GAUGE, metric)
+    family(name, help, MetricType::GAUGE, vec![metric])
 }
 
 /// A distribution.
@@ -69,14 +75,29 @@ pub fn histogram<const N: usize>(name: &str, help: &str, values: &Histogram<N>) 
     value.set_sample_sum(values.sum);
     let mut metric = Metric::default();
     metric.set_histogram(value);
-    family(name, help, MetricType::HISTOGRAM, metric)
+    family(name, help, MetricType::HISTOGRAM, vec![metric])
 }
 
-fn family(name: &str, help: &str, kind: MetricType, metric: Metric) -> MetricFamily {
+fn counter(value: f64) -> Metric {
+    let mut counter = Counter::default();
+    counter.set_value(value);
+    let mut metric = Metric::default();
+    metric.set_counter(counter);
+    metric
+}
+
+fn label(name: &str, value: String) -> LabelPair {
+    let mut label = LabelPair::default();
+    label.set_name(name.to_owned());
+    label.set_value(value);
+    label
+}
+
+fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
     let mut family = MetricFamily::default();
     family.set_name(name.to_owned());
     family.set_help(help.to_owned());
     family.set_field_type(kind);
-    family.set_metric(vec![metric]);
+    family.set_metric(metrics);
     family
 }

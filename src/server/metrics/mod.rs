@@ -9,6 +9,7 @@ mod buckets;
 mod engine;
 mod families;
 mod process;
+mod speculation;
 
 use std::collections::HashMap;
 use std::sync::Arc;
