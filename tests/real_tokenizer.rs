@@ -1,4 +1,5 @@
-//! The tokenizer and the chat template of the real default model, against the reference's goldens.
+//! The tokenizer and the chat template of the real default model, and the vocabulary of Mistral 7B,
+//! against the reference's goldens.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -19,8 +20,9 @@ fn metadata() -> Content {
     Content::read(&mut BufReader::new(file)).expect("a GGUF file")
 }
 
-fn goldens() -> Json {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text/smollm2-135m.json");
+fn goldens(file: &str) -> Json {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text");
+    let path = folder.join(file);
     let text = std::fs::read_to_string(path).expect("a golden file");
     serde_json::from_str(&text).expect("JSON")
 }
@@ -60,17 +62,7 @@ fn ids(json: &Json) -> Vec<u32> {
     serde_json::from_value(json.clone()).expect("token ids")
 }
 
-#[test]
-fn ids_and_text_of_the_real_model_equal_the_reference() {
-    let tokenizer = Tokenizer::from_gguf(vocab(&metadata())).expect("a tokenizer");
-    assert_eq!(tokenizer.vocab_size(), 49152);
-    assert_eq!(
-        tokenizer
-            .token_text(tokenizer.eos_id().expect("EOS"))
-            .as_deref(),
-        Some("<|im_end|>")
-    );
-    let golden = goldens();
+fn assert_equals_the_reference(tokenizer: &Tokenizer, golden: &Json) {
     let texts = golden["texts"].as_array().expect("texts");
     assert!(texts.len() > 30);
     for (index, text) in texts.iter().enumerate() {
@@ -82,21 +74,61 @@ fn ids_and_text_of_the_real_model_equal_the_reference() {
         } else {
             ids(chat)
         };
-        assert_eq!(
-            tokenizer.encode_text(text).expect("encodes"),
-            as_text,
-            "{text:?}"
-        );
-        assert_eq!(
-            tokenizer.encode_chat(text).expect("encodes"),
-            as_chat,
-            "{text:?}"
-        );
-        assert_eq!(
-            golden["decoded"][index],
-            tokenizer.decode(&as_text, true).expect("decodes")
-        );
+        let encoded = tokenizer.encode_text(text).expect("encodes");
+        assert_eq!(encoded, as_text, "{text:?}");
+        let encoded = tokenizer.encode_chat(text).expect("encodes");
+        assert_eq!(encoded, as_chat, "{text:?}");
+        let decoded = tokenizer.decode(&as_text, true).expect("decodes");
+        assert_eq!(golden["decoded"][index], decoded);
     }
+}
+
+#[test]
+fn ids_and_text_of_the_real_model_equal_the_reference() {
+    let tokenizer = Tokenizer::from_gguf(vocab(&metadata())).expect("a tokenizer");
+    assert_eq!(tokenizer.vocab_size(), 49152);
+    let eos = tokenizer.eos_id().expect("EOS");
+    assert_eq!(tokenizer.token_text(eos).as_deref(), Some("<|im_end|>"));
+    assert_equals_the_reference(&tokenizer, &goldens("smollm2-135m.json"));
+}
+
+/// The metadata of Mistral 7B's GGUF files: a real SentencePiece vocabulary.
+fn mistral_vocab(golden: &Json) -> GgufVocab {
+    let tokens: Vec<String> = serde_json::from_value(golden["tokens"].clone()).expect("tokens");
+    let token_type = |token: &String| match token.as_str() {
+        "<unk>" => 2,
+        "<s>" | "</s>" => 3,
+        byte if byte.starts_with("<0x") => 6,
+        _ => 1,
+    };
+    let token_types: Vec<i32> = tokens.iter().map(token_type).collect();
+    let first = token_types.iter().position(|&kind| kind == 1);
+    let first = first.expect("pieces");
+    let count_down = |index: usize| -(index.saturating_sub(first) as f32);
+    let mut scores: Vec<f32> = (0..tokens.len()).map(count_down).collect();
+    let lowest = golden["lowest_scores"]["score"].as_f64().expect("a score");
+    for index in ids(&golden["lowest_scores"]["ids"]) {
+        scores[index as usize] = lowest as f32;
+    }
+    GgufVocab {
+        model: "llama".to_owned(),
+        tokens,
+        scores,
+        token_types,
+        bos_id: Some(1),
+        eos_id: Some(2),
+        unk_id: Some(0),
+        add_bos_token: Some(true),
+        ..GgufVocab::default()
+    }
+}
+
+#[test]
+fn ids_and_text_of_mistral_s_vocabulary_equal_the_reference() {
+    let golden = goldens("mistral-7b.json");
+    let tokenizer = Tokenizer::from_gguf(mistral_vocab(&golden)).expect("a tokenizer");
+    assert_eq!(tokenizer.vocab_size(), 32000);
+    assert_equals_the_reference(&tokenizer, &golden);
 }
 
 #[test]
@@ -106,7 +138,7 @@ fn the_real_chat_template_renders_to_tokens_of_the_real_vocabulary() {
     let source = content.metadata["tokenizer.chat_template"]
         .to_string()
         .expect("a template");
-    assert_eq!(goldens()["template"], source.as_str());
+    assert_eq!(goldens("smollm2-135m.json")["template"], source.as_str());
     let template = ChatTemplate::new(source, tokenizer.special_tokens()).expect("parses");
     let messages = json!([{"role": "user", "content": "Hi"}]);
     let rendered = template
