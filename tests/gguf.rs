@@ -396,3 +396,41 @@ fn unsupported_settings_of_other_families_are_refused_by_name() -> anyhow::Resul
     }
     Ok(())
 }
+
+#[test]
+fn a_sliding_window_is_what_transformers_takes_for_the_same_settings() -> anyhow::Result<()> {
+    for (settings, expected) in [
+        (json!({"model_type": "mistral"}), Some(4096)),
+        (
+            json!({"model_type": "mistral", "sliding_window": null}),
+            None,
+        ),
+        (
+            json!({"model_type": "mistral", "sliding_window": 7}),
+            Some(7),
+        ),
+        (json!({"model_type": "llama", "sliding_window": 7}), None),
+        (json!({"sliding_window": 7}), None),
+        (
+            json!({"sliding_window": 7, "use_sliding_window": true, "max_window_layers": 0}),
+            Some(7),
+        ),
+        (
+            json!({"sliding_window": 7, "use_sliding_window": true, "max_window_layers": 2}),
+            None,
+        ),
+    ] {
+        let architecture = match settings.get("model_type") {
+            Some(_) => Architecture::Llama,
+            None => Architecture::Qwen3,
+        };
+        let mut model = Synthetic::new(architecture, &[GgmlDType::F32]);
+        for (key, value) in settings.as_object().expect("an object") {
+            model.config[key] = value.clone();
+        }
+        let folder = tempfile::tempdir()?;
+        let window = load_folder(&model, folder.path())?.spec.sliding_window;
+        assert_eq!(window, expected, "{settings}");
+    }
+    Ok(())
+}

@@ -2,13 +2,16 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_transformers::models::llama::{Llama3RopeConfig, LlamaEosToks};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::rope;
 use super::spec::{
     Activation, Biases, Mlp, ModelSpec, Norm, NormKind, Positions, Rope, RopePairing,
 };
+
+/// What transformers takes where config.json does not have the key.
+const DEFAULT_SLIDING_WINDOW: usize = 4096;
 
 /// The keys of config.json that change what is computed.
 #[derive(Debug, Deserialize)]
@@ -31,7 +34,9 @@ pub(super) struct HfConfig {
     pub attention_bias: bool,
     #[serde(default)]
     pub mlp_bias: bool,
-    pub sliding_window: Option<usize>,
+    /// `Some(None)` asks for no window; absent, for the usual one.
+    #[serde(default, deserialize_with = "present")]
+    sliding_window: Option<Option<usize>>,
     #[serde(default)]
     pub use_sliding_window: bool,
     pub max_window_layers: Option<usize>,
@@ -50,6 +55,11 @@ fn default_hidden_act() -> String {
 
 fn default_rms_norm_eps() -> f64 {
     1e-6
+}
+
+/// Tells a key that is null from one that is absent.
+fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<usize>>, D::Error> {
+    Option::deserialize(value).map(Some)
 }
 
 impl HfConfig {
@@ -87,6 +97,11 @@ impl HfConfig {
         })
     }
 
+    /// The window of families in which every layer has one, unless it is null.
+    pub fn window(&self) -> Option<usize> {
+        self.sliding_window.unwrap_or(Some(DEFAULT_SLIDING_WINDOW))
+    }
+
     /// The window of families in which each layer may have one or not.
     pub fn window_of_all_layers(&self) -> Result<Option<usize>> {
         let first = match self.use_sliding_window {
@@ -108,7 +123,7 @@ impl HfConfig {
         };
         match is_sliding.iter().filter(|&&sliding| sliding).count() {
             0 => Ok(None),
-            n if n == is_sliding.len() => Ok(self.sliding_window),
+            n if n == is_sliding.len() => Ok(self.window()),
             _ => bail!("layers with and without a sliding window in one model are not supported"),
         }
     }

@@ -33,6 +33,6 @@ pub(super) fn llama_from_config(config: &HfConfig) -> Result<(ModelSpec, TensorN
 
 pub(super) fn mistral_from_config(config: &HfConfig) -> Result<(ModelSpec, TensorNames)> {
     let mut spec = config.decoder()?;
-    spec.sliding_window = config.sliding_window;
+    spec.sliding_window = config.window();
     Ok((spec, HUGGING_FACE_NAMES))
 }
