@@ -241,6 +241,10 @@ impl Layer {
             k = rotation.apply(&k)?;
         }
         self.kv.write(&step.runs, &k, &v)?;
+        #[cfg(feature = "flash-attn")]
+        if let Some(paged) = &step.paged {
+            return Ok(self.output.forward(&paged.attend(spec, &self.kv, &q)?)?);
+        }
         let q = (q * (spec.head_dim as f64).powf(-0.5))?;
         let attended = step
             .groups

@@ -71,6 +71,17 @@ impl KvPool {
         Ok(())
     }
 
+    /// K and V without a copy, each (blocks, page_tokens, num_kv_heads, head_dim).
+    #[cfg(feature = "flash-attn")]
+    pub fn pages(&self, page_tokens: usize) -> candle_core::Result<(Tensor, Tensor)> {
+        let pages = |pool: &Tensor| {
+            let (heads, slots, head_dim) = pool.dims3()?;
+            pool.reshape((heads, slots / page_tokens, page_tokens, head_dim))?
+                .permute((1, 2, 0, 3))
+        };
+        Ok((pages(&self.k)?, pages(&self.v)?))
+    }
+
     /// K and V at `slots`, each (num_kv_heads, slots, head_dim).
     pub fn gather(&self, slots: &Tensor) -> candle_core::Result<(Tensor, Tensor)> {
         Ok((

@@ -3,6 +3,8 @@
 pub mod candle;
 pub mod cpu;
 mod embedding;
+#[cfg(feature = "flash-attn")]
+mod flash;
 mod kv_pool;
 mod linear;
 mod memory;

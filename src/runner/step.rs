@@ -8,6 +8,8 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::RaggedBatch;
+#[cfg(feature = "flash-attn")]
+use super::flash::{self, PagedStep};
 use super::kv_pool::SlotRun;
 use crate::model::ModelSpec;
 
@@ -26,6 +28,9 @@ pub(super) struct Step {
     pub positions: Vec<u32>,
     pub runs: Vec<SlotRun>,
     pub groups: Vec<Group>,
+    /// Set where one kernel computes the attention of all groups.
+    #[cfg(feature = "flash-attn")]
+    pub paged: Option<PagedStep>,
     /// Rows whose logits are wanted, in the caller's order.
     pub logit_rows: Tensor,
 }
@@ -69,6 +74,18 @@ impl Step {
             .iter()
             .flat_map(|sequence| rows(batch, sequence.index))
             .collect();
+        #[cfg(feature = "flash-attn")]
+        let paged = flash::is_possible(spec, block_size, dtype, device)
+            .then(|| {
+                let order: Vec<usize> = sequences.iter().map(|sequence| sequence.index).collect();
+                PagedStep::new(batch, &order, block_size, device)
+            })
+            .transpose()?;
+        #[cfg(feature = "flash-attn")]
+        if paged.is_some() {
+            // Nothing is gathered then.
+            sequences.clear();
+        }
         let mut groups = Vec::new();
         let mut first_row = 0;
         for members in sequences.chunk_by(|a, b| a.group_key() == b.group_key()) {
@@ -87,6 +104,8 @@ impl Step {
             positions: reordered(&batch.positions),
             runs: SlotRun::split(&reordered(&batch.slots)),
             groups,
+            #[cfg(feature = "flash-attn")]
+            paged,
             logit_rows: Tensor::from_iter(logit_rows, device)?,
         })
     }
