@@ -170,6 +170,47 @@ fn rope_factors_of_gguf_are_llama3_scaling() -> anyhow::Result<()> {
 }
 
 #[test]
+fn windows_and_linear_scaling_mean_the_same_in_both_kinds_of_file() -> anyhow::Result<()> {
+    type Setting = (&'static str, Value);
+    let window: Vec<Setting> = vec![("llama.attention.sliding_window", Value::U32(4))];
+    let scaling: Vec<Setting> = vec![
+        (
+            "llama.rope.scaling.type",
+            Value::String("linear".to_owned()),
+        ),
+        ("llama.rope.scaling.factor", Value::F32(4.0)),
+    ];
+    let linear = json!({"rope_type": "linear", "factor": 4.0});
+    for (settings, config) in [
+        (
+            window,
+            json!({"model_type": "mistral", "sliding_window": 4}),
+        ),
+        (scaling, json!({"rope_scaling": linear})),
+    ] {
+        let mut model = Synthetic::new(Architecture::Llama, &[GgmlDType::F16]);
+        let folder = tempfile::tempdir()?;
+        let plain = logits(&load_gguf(&model, folder.path())?);
+        let settings = settings.into_iter();
+        model
+            .metadata
+            .extend(settings.map(|(key, value)| (key.to_owned(), value)));
+        for (key, value) in config.as_object().expect("an object") {
+            model.config[key] = value.clone();
+        }
+        let from_gguf = logits(&load_gguf(&model, folder.path())?);
+        assert!(
+            from_gguf == logits(&load_folder(&model, folder.path())?),
+            "{config}"
+        );
+        let last = PROMPT.len() - 1;
+        let effect = relative_error(&from_gguf[last], &plain[last]);
+        assert!(effect > 1e-3, "{config} must matter");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_unsupported_is_refused_by_name() -> anyhow::Result<()> {
     let set = |key: &'static str, value: Value| {
         move |model: &mut Synthetic| {
