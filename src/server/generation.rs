@@ -175,6 +175,10 @@ impl Generation {
         })
     }
 
+    pub fn prompt_tokens(&self) -> usize {
+        self.record.progress.prompt_tokens
+    }
+
     /// The next piece; `None` after the last.
     ///
     /// # Errors

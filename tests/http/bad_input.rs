@@ -147,6 +147,11 @@ fn bodies_of_completions() {
                 Some("stream_options"),
             ),
             (
+                with(json!({"stream": true, "stream_options": {"continuous_usage_stats": true}})),
+                400,
+                Some("stream_options.continuous_usage_stats"),
+            ),
+            (
                 with(json!({"stream": true, "stream_options": {"typo": true}})),
                 400,
                 Some("stream_options.typo"),

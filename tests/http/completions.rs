@@ -100,6 +100,27 @@ fn the_usage_chunk_has_no_choices_and_comes_before_done() {
 }
 
 #[test]
+fn continuous_usage_counts_up_in_every_chunk() {
+    let server = TestServer::start();
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let body = json!({"prompt": "a", "max_tokens": 3, "stream": true, "stream_options": options});
+    let response = server.post(PATH, body);
+    let events = response.events();
+    let chunks = parsed(&events[..events.len() - 1]);
+    let counts: Vec<(Option<u64>, Option<u64>)> = chunks
+        .iter()
+        .map(|chunk| &chunk["usage"])
+        .map(|usage| {
+            let count = |name: &str| usage[name].as_u64();
+            (count("prompt_tokens"), count("completion_tokens"))
+        })
+        .collect();
+    let so_far = |tokens| (Some(1), Some(tokens));
+    assert_eq!(counts, [so_far(1), so_far(2), so_far(3), so_far(3)]);
+    assert_eq!(chunks[3]["choices"], json!([]));
+}
+
+#[test]
 fn several_prompts_are_several_choices() {
     let server = TestServer::start();
     let body = json!({"prompt": ["a", "x!"], "max_tokens": 2});

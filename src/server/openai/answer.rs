@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 use serde::Serialize;
 
 use super::choice::{ChatChoice, ChatChunkChoice, CompletionChoice, Content};
-use super::stream_mode::StreamMode;
+use super::stream_mode::{StreamMode, StreamUsage};
 use super::usage::Usage;
 use crate::engine::TokenId;
 use crate::server::error::ApiError;
@@ -50,12 +50,16 @@ pub async fn respond(
     let head = Head::new(state, form, &request_id);
     match mode {
         StreamMode::Whole => head.whole(generations).await,
-        StreamMode::Stream { include_usage } => {
+        StreamMode::Stream(usage) => {
+            let sent = |generation: &Generation| Sent {
+                prompt_tokens: generation.prompt_tokens(),
+                ..Sent::default()
+            };
             let chunks = Chunks {
-                begun: vec![false; generations.len()],
+                sent: generations.iter().map(sent).collect(),
                 summaries: Vec::with_capacity(generations.len()),
                 head,
-                include_usage,
+                usage,
             };
             streaming::respond(generations, chunks, request_id).await
         }
@@ -94,7 +98,7 @@ impl Head {
         let (prefix, object) = match (form.shape, form.mode) {
             (Shape::Completion, _) => ("cmpl", "text_completion"),
             (Shape::Chat, StreamMode::Whole) => ("chatcmpl", "chat.completion"),
-            (Shape::Chat, StreamMode::Stream { .. }) => ("chatcmpl", "chat.completion.chunk"),
+            (Shape::Chat, StreamMode::Stream(_)) => ("chatcmpl", "chat.completion.chunk"),
         };
         Self {
             form,
@@ -161,24 +165,39 @@ impl Head {
 /// Writes one chunk a token, and one an echoed prompt: the gaps between chunks are the gaps between tokens.
 struct Chunks {
     head: Head,
-    include_usage: bool,
-    /// Which choices have had a chunk.
-    begun: Vec<bool>,
+    usage: StreamUsage,
+    /// By choice.
+    sent: Vec<Sent>,
     summaries: Vec<Summary>,
+}
+
+/// What a choice has had so far.
+#[derive(Default)]
+struct Sent {
+    /// A chunk.
+    begun: bool,
+    prompt_tokens: usize,
+    tokens: usize,
 }
 
 impl Format for Chunks {
     fn piece(&mut self, events: &mut Events, index: usize, piece: &Piece) {
         self.summaries.extend(piece.end);
+        let sent = &mut self.sent[index];
+        sent.tokens += piece.token.as_slice().len();
         let content = Content {
             index,
             text: &piece.text,
             tokens: piece.token.as_slice(),
             scored: &piece.scored,
             finish_reason: piece.end.map(|summary| summary.finish_reason),
-            is_first: !std::mem::replace(&mut self.begun[index], true),
+            is_first: !std::mem::replace(&mut sent.begun, true),
         };
-        let usage = self.include_usage.then_some(None);
+        let usage = match self.usage {
+            StreamUsage::No => None,
+            StreamUsage::Last => Some(None),
+            StreamUsage::Continuous => Some(Some(Usage::so_far(sent.prompt_tokens, sent.tokens))),
+        };
         let (tokenizer, form) = (&self.head.tokenizer, &self.head.form);
         match form.shape {
             Shape::Completion => {
@@ -193,7 +212,7 @@ impl Format for Chunks {
     }
 
     fn end(&mut self, events: &mut Events) {
-        if self.include_usage {
+        if self.usage != StreamUsage::No {
             let usage = Some(Some(Usage::of(&self.summaries)));
             let timings = only_timings(&self.summaries);
             let no_choices: [CompletionChoice; 0] = [];

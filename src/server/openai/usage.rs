@@ -10,7 +10,9 @@ pub struct Usage {
     prompt_tokens: usize,
     completion_tokens: usize,
     total_tokens: usize,
-    prompt_tokens_details: PromptTokensDetails,
+    /// Left out while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_tokens_details: Option<PromptTokensDetails>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -29,9 +31,19 @@ impl Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
-            prompt_tokens_details: PromptTokensDetails {
+            prompt_tokens_details: Some(PromptTokensDetails {
                 cached_tokens: firsts().map(|summary| summary.cached_tokens).sum(),
-            },
+            }),
+        }
+    }
+
+    /// Of one choice so far.
+    pub fn so_far(prompt_tokens: usize, completion_tokens: usize) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: None,
         }
     }
 }
