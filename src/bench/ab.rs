@@ -10,6 +10,7 @@
 pub mod args;
 mod comparison;
 mod criterion;
+mod editor;
 pub mod record;
 mod section;
 mod tables;
@@ -28,11 +29,13 @@ use super::benchmarks_md::{self, Table};
 use super::machine::{Commit, repository_root};
 use super::measurement::{Target, measure};
 use super::metrics::Metrics;
+use super::planning::Prompts;
 use super::provenance::variable_of;
 use super::record::FORMAT_VERSION;
 use super::result_file::ResultFile;
 use super::server_stats::ServerStats;
 use super::terminal::show;
+use super::{server_log, validity};
 
 /// Measures both sides, prints the comparison, saves the raw records, and adds the optimization to
 /// BENCHMARKS.md.
@@ -44,9 +47,10 @@ pub async fn session(folder: &Path, args: &AbArgs) -> anyhow::Result<()> {
     let root = repository_root(folder);
     let page = root.join("BENCHMARKS.md");
     let loads = loads(args)?;
+    let prose = prose(args)?;
     let file = ResultFile::prepare(folder, &root, args.output.as_deref(), "-ab")?;
     let record = AbRecord {
-        ab: asked(args, benchmarks_md::next_optimization(&page)?),
+        ab: asked(args, prose, benchmarks_md::next_optimization(&page)?),
         blocks: measure_blocks(args, &loads, &root, &file).await?,
     };
     let json = record.to_json()?;
@@ -55,6 +59,7 @@ pub async fn session(folder: &Path, args: &AbArgs) -> anyhow::Result<()> {
     show(&report.to_text());
     stored?;
     ensure_some_success(&record, &file.shown)?;
+    ensure_valid(&record, &file.shown)?;
     if !args.no_append {
         let (row, section) = (report.to_summary_row(), report.to_markdown());
         benchmarks_md::append(&page, Table::Optimizations, &row, &section)?;
@@ -64,7 +69,19 @@ pub async fn session(folder: &Path, args: &AbArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn asked(args: &AbArgs, number: usize) -> Ab {
+fn prose(args: &AbArgs) -> anyhow::Result<Prose> {
+    let given = Prose {
+        changes: args.changes.clone(),
+        tradeoff: args.tradeoff.clone(),
+        next: args.next.clone(),
+    };
+    match args.edit {
+        true => editor::edit(&given),
+        false => Ok(given),
+    }
+}
+
+fn asked(args: &AbArgs, prose: Prose, number: usize) -> Ab {
     Ab {
         format_version: FORMAT_VERSION,
         number,
@@ -72,11 +89,7 @@ fn asked(args: &AbArgs, number: usize) -> Ab {
         a: args.a.clone(),
         b: args.b.clone(),
         targets: args.targets.clone(),
-        prose: Prose {
-            changes: args.changes.clone(),
-            tradeoff: args.tradeoff.clone(),
-            next: args.next.clone(),
-        },
+        prose,
         bootstrap_seed: args.load.seed,
     }
 }
@@ -93,13 +106,12 @@ fn order(pairs: usize) -> Vec<(usize, Side)> {
 
 /// The load of each pair, which differ in nothing but the seed.
 fn loads(args: &AbArgs) -> anyhow::Result<Vec<LoadArgs>> {
-    args.load.slo()?;
     (0..args.blocks as u64)
         .map(|pair| {
             let mut load = args.load.clone();
             load.seed = load.seed.wrapping_add(pair);
             // What cannot be sent is said before a server is started for it.
-            load.plan(true)?;
+            Prompts::read(&load)?;
             Ok(load)
         })
         .collect()
@@ -126,6 +138,9 @@ async fn measure_blocks(
         ensure_known(settings, &target.stats().await?)?;
         let mut record = measure(&target, &loads[pair]).await.with_context(context)?;
         record.run.commit.clone_from(&commit);
+        // The server has written its log to the end when it has ended.
+        drop(target);
+        server_log::join(&mut record.requests, &file.log());
         let metrics = Metrics::of(&record);
         tracing::info!(
             "{}: {} of {} requests succeeded in {:.1} s",
@@ -137,6 +152,20 @@ async fn measure_blocks(
         blocks.push(Block { pair, side, record });
     }
     Ok(blocks)
+}
+
+/// A void block compares something else than the two settings.
+fn ensure_valid(record: &AbRecord, raw: &str) -> anyhow::Result<()> {
+    for (position, block) in record.blocks.iter().enumerate() {
+        let faults = validity::faults(&block.record);
+        ensure!(
+            faults.is_empty(),
+            "block {} is void, and with it the run (its records are in {raw}): {}",
+            position + 1,
+            faults.join("; ")
+        );
+    }
+    Ok(())
 }
 
 /// A misspelt variable would change nothing, and the run would say so of the wrong thing.

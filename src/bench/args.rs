@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::ab::args::AbArgs;
 use super::cache_state::CacheState;
@@ -15,10 +15,12 @@ use super::endpoint::Endpoint;
 use super::goodput::{Bound, Slo};
 use super::load::Arrivals;
 use super::plan::{PhasePlan, Plan};
-use super::record::ClientSettings;
+use super::record::{ClientSettings, Scale};
 use super::report::args::ReportArgs;
 use super::rollback::RollbackArgs;
-use super::workload::plain::{WordRange, Workload, WorkloadParams};
+use super::search::SearchArgs;
+use super::workload::Prompt;
+use super::workload::plain::{WordRange, WorkloadParams};
 
 /// Measure a server over HTTP and append the result to BENCHMARKS.md
 #[derive(Args, Clone, Debug)]
@@ -46,11 +48,47 @@ pub struct BenchArgs {
     /// Print and save the result, and leave BENCHMARKS.md as it is
     #[arg(long)]
     pub no_append: bool,
+    /// Measure first how fast this machine reads memory, to show the server's share of it
+    #[arg(long, conflicts_with = "endpoint")]
+    pub measure_bandwidth: bool,
+    /// Write the result in another program's format too, beside the raw records
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+}
+
+/// A format of results that others read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// As `vllm bench serve --save-result --save-detailed` writes it
+    VllmJson,
 }
 
 /// What is sent, and how.
 #[derive(Args, Clone, Debug)]
 pub struct LoadArgs {
+    /// A named workload (candlepower bench workloads lists them), or a .toml file of one; it says
+    /// what the plain flags say otherwise
+    #[arg(long, value_name = "NAME", conflicts_with_all = [
+        "dataset", "requests", "concurrency", "request_rate", "burstiness", "ramp_from", "max_tokens",
+        "repeat_ratio", "warmup", "prompt_words",
+    ])]
+    pub workload: Option<String>,
+    /// Part of the workload's requests
+    #[arg(long, default_value_t = 1.0, value_parser = parse_above_0, requires = "workload")]
+    pub scale: f64,
+    /// Part of the workload's prompt and output lengths
+    #[arg(long, default_value_t = 1.0, value_parser = parse_above_0, requires = "workload")]
+    pub scale_lengths: f64,
+    /// Part of the workload's request rates
+    #[arg(long, default_value_t = 1.0, value_parser = parse_above_0, requires = "workload")]
+    pub scale_rates: f64,
+    /// Prompts from a file: ShareGPT's JSON, or one {"prompt": …} a line
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt_words", "repeat_ratio"])]
+    pub dataset: Option<PathBuf>,
+    /// Counts the tokens of --workload and --dataset, where the server has no /tokenize: the model's
+    /// tokenizer.json
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
     /// Requests to measure
     #[arg(long, default_value_t = 50, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     pub requests: usize,
@@ -63,10 +101,10 @@ pub struct LoadArgs {
     pub request_rate: Option<f64>,
     /// Shape of the gamma distribution of the gaps: 1 is a Poisson process, less comes in bursts,
     /// more comes evenly
-    #[arg(long, default_value_t = 1.0, value_parser = parse_above_0, value_name = "SHAPE", requires = "request_rate")]
+    #[arg(long, default_value_t = 1.0, value_parser = parse_above_0, value_name = "SHAPE")]
     pub burstiness: f64,
     /// The rate rises from this one to --request-rate, in a straight line over the requests
-    #[arg(long, value_parser = parse_rate, value_name = "PER_SECOND", requires = "request_rate")]
+    #[arg(long, value_parser = parse_rate, value_name = "PER_SECOND")]
     pub ramp_from: Option<f64>,
     /// Tokens to generate for each request
     #[arg(long, default_value_t = 100, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
@@ -115,6 +153,10 @@ pub enum BenchCommand {
     /// Turn batching off by restart under load, and check that nobody notices
     Rollback(RollbackArgs),
     Report(ReportArgs),
+    /// Find the highest request rate at which the server still meets an objective
+    Search(Box<SearchArgs>),
+    /// List the named workloads
+    Workloads,
     /// Check that every number in BENCHMARKS.md follows from the raw records it names
     Verify,
 }
@@ -144,27 +186,22 @@ impl LoadArgs {
         }
     }
 
-    /// What is to be sent to a server of this run alone, or to another.
-    ///
-    /// # Errors
-    /// More different prompts are wanted than the text has openings.
-    pub fn plan(&self, is_own_server: bool) -> anyhow::Result<Plan> {
-        let workload = Workload::draw(&self.workload_params())?;
-        let by_default = match is_own_server {
-            true => CacheState::Cold,
-            false => CacheState::AsIs,
-        };
-        Ok(Plan {
-            source: None,
-            warmup: workload.warmup,
-            phases: vec![PhasePlan {
-                name: "measured".to_owned(),
-                arrivals: self.arrivals(),
-                seed: self.seed,
-                prompts: workload.measured,
-            }],
-            cache_state: self.cache_state.unwrap_or(by_default),
-        })
+    /// The prompts as the one phase of a run.
+    pub fn only_phase(&self, prompts: Vec<Prompt>) -> PhasePlan {
+        PhasePlan {
+            name: "measured".to_owned(),
+            arrivals: self.arrivals(),
+            seed: self.seed,
+            prompts,
+        }
+    }
+
+    pub fn scale(&self) -> Scale {
+        Scale {
+            requests: self.scale,
+            lengths: self.scale_lengths,
+            rates: self.scale_rates,
+        }
     }
 
     pub fn request_timeout(&self) -> Duration {
@@ -199,12 +236,13 @@ impl LoadArgs {
             request_timeout_s: self.request_timeout,
             cache_state: Some(plan.cache_state),
             slo: self.slo()?,
+            search: None,
             prompts_sha256: plan.sha256(),
         })
     }
 }
 
-fn parse_ratio(text: &str) -> Result<f64, String> {
+pub(super) fn parse_ratio(text: &str) -> Result<f64, String> {
     let ratio: f64 = text
         .parse()
         .map_err(|_| "expected a number from 0 to 1".to_owned())?;
@@ -222,7 +260,7 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "a time lies between 1 ms and one day, in seconds".to_owned())
 }
 
-fn parse_rate(text: &str) -> Result<f64, String> {
+pub(super) fn parse_rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text
         .parse()
         .map_err(|_| "expected requests per second".to_owned())?;

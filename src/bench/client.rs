@@ -130,6 +130,7 @@ impl Client {
             usage: seen.usage,
             cached: seen.cached,
             timings: seen.timings,
+            logged: None,
             finish_reason: seen.finish_reason,
             status: seen.status.map(|status| status.as_u16()),
             failure,
@@ -231,14 +232,35 @@ impl Client {
         Ok((status, answer))
     }
 
+    /// POSTs a JSON document; `None` if the server has no such path or answers otherwise.
+    ///
+    /// # Errors
+    /// The server cannot be reached or does not answer in time.
+    pub async fn ask_json(&self, path: &str, body: &Value) -> anyhow::Result<Option<Value>> {
+        let request = self
+            .request(Method::POST, &self.endpoint.url(path))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::from(body.to_string()))?;
+        let (status, body) = self.question(request).await?;
+        Ok((status == StatusCode::OK)
+            .then(|| serde_json::from_slice(&body).ok())
+            .flatten())
+    }
+
     /// GETs a path.
     ///
     /// # Errors
     /// The server cannot be reached or does not answer in time.
     pub async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
         let url = self.endpoint.url(path);
+        let request = self.request(Method::GET, &url).body(Full::default());
+        let request = request.with_context(|| format!("cannot reach {url}"))?;
+        self.question(request).await
+    }
+
+    async fn question(&self, request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
+        let url = request.uri().to_string();
         let question = async {
-            let request = self.request(Method::GET, &url).body(Full::default())?;
             let response = self.http.request(request).await?;
             let status = response.status();
             let body = whole_body(response)

@@ -8,12 +8,10 @@ use super::cache_state::CacheCheck;
 use super::metrics::{Metrics, share};
 use super::record::{ClientSettings, OWN_SERVER, Record};
 use super::server_stats::ServerStats;
+use super::validity::SEND_DELAY_P99_MAX_MS;
 
 /// Shown where a server does not tell: a missing figure must not read as 0.
 pub const NOT_AVAILABLE: &str = "n/a";
-
-/// Most that an open loop may lag behind its schedule; timers are good to 1 ms.
-const SEND_DELAY_P99_MAX_MS: f64 = 10.0;
 
 /// What there is to show of a run beside its latencies.
 pub struct Figures<'a> {
@@ -35,6 +33,7 @@ impl Figures<'_> {
                 format!("{} of {}", metrics.num_successes, metrics.num_requests),
             ),
             ("error rate", self.error_rate()),
+            ("shed by the server", percent(metrics.shed_rate)),
             ("duration", format!("{:.2} s", metrics.duration_s)),
             ("schedule", self.schedule()),
             (
@@ -75,6 +74,7 @@ impl Figures<'_> {
                 "mean batch size",
                 or_na(server.mean_batch_size.map(|x| format!("{x:.2} sequences"))),
             ),
+            ("weights read", self.weights_read()),
             ("RAM of the server", self.memory()),
             ("memory of the accelerator", self.device_memory()),
             (
@@ -206,6 +206,22 @@ impl Figures<'_> {
         )
     }
 
+    fn weights_read(&self) -> String {
+        let Some(read) = self.metrics.server.weight_read_bytes_per_s else {
+            return NOT_AVAILABLE.to_owned();
+        };
+        let gb = |bytes: f64| format!("{:.2} GB/s", bytes / 1e9);
+        match self.record.run.machine.read_bytes_per_s {
+            Some(most) => format!(
+                "{}, {} of the {} that this machine's cores read",
+                gb(read),
+                percent(read / most),
+                gb(most)
+            ),
+            None => gb(read),
+        }
+    }
+
     fn device_memory(&self) -> String {
         let server = &self.metrics.server;
         or_na(
@@ -314,12 +330,22 @@ impl Figures<'_> {
         if let Some(workload) = &client.workload {
             let scale = workload.scale;
             return format!(
-                "workload={} (sha256 {}) scale={} scale_lengths={} scale_rates={}",
+                "workload={} (sha256 {}) scale={} scale_lengths={} scale_rates={}{cut}",
                 workload.name,
                 short(&workload.sha256),
                 scale.requests,
                 scale.lengths,
-                scale.rates
+                scale.rates,
+                cut = match workload.num_cut_to_window {
+                    0 => String::new(),
+                    count => format!(" ({count} prompts cut to the model's window)"),
+                }
+            );
+        }
+        if let Some(search) = client.search {
+            return format!(
+                "search for a rate from {} a second, good_share={}",
+                search.rate_from_per_s, search.good_share
             );
         }
         arrivals_in_short(client)

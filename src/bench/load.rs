@@ -9,6 +9,7 @@
 mod arrivals;
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -47,19 +48,36 @@ async fn closed_loop(
     concurrency: usize,
     send: impl AsyncFn(usize, &Prompt, Instant) -> RequestRecord,
 ) -> Vec<RequestRecord> {
+    let units = units(prompts);
     let next = Cell::new(0);
     let worker = async || {
         let mut records = Vec::new();
-        while let Some(prompt) = prompts.get(next.get()) {
-            let index = next.replace(next.get() + 1);
-            records.push(send(index, prompt, Instant::now()).await);
+        while let Some(unit) = units.get(next.get()) {
+            next.set(next.get() + 1);
+            for index in unit.clone() {
+                records.push(send(index, &prompts[index], Instant::now()).await);
+            }
         }
         records
     };
-    let workers = (0..concurrency.min(prompts.len())).map(|_| worker());
+    let workers = (0..concurrency.min(units.len())).map(|_| worker());
     let mut records: Vec<RequestRecord> = join_all(workers).await.into_iter().flatten().collect();
     records.sort_by_key(|record| record.index);
     records
+}
+
+/// What one client sends in turn: a conversation, or a request alone.
+fn units(prompts: &[Prompt]) -> Vec<Range<usize>> {
+    let mut units: Vec<Range<usize>> = Vec::new();
+    for (index, prompt) in prompts.iter().enumerate() {
+        let goes_on =
+            prompt.session.is_some() && index > 0 && prompts[index - 1].session == prompt.session;
+        match units.last_mut() {
+            Some(unit) if goes_on => unit.end = index + 1,
+            _ => units.push(index..index + 1),
+        }
+    }
+    units
 }
 
 async fn open_loop(
@@ -79,4 +97,30 @@ async fn open_loop(
             send(index, prompt, due).await
         });
     join_all(requests).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_of_a_conversation_are_sent_by_one_client_and_other_requests_by_any() {
+        let of = |session| Prompt {
+            session,
+            ..Prompt::default()
+        };
+        let sessions = [
+            None,
+            Some(1),
+            Some(1),
+            Some(2),
+            None,
+            None,
+            Some(3),
+            Some(3),
+        ];
+        let prompts: Vec<Prompt> = sessions.into_iter().map(of).collect();
+        assert_eq!(units(&prompts), [0..1, 1..3, 3..4, 4..5, 5..6, 6..8]);
+        assert!(units(&[]).is_empty());
+    }
 }

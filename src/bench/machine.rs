@@ -38,6 +38,9 @@ pub struct Machine {
     pub os: String,
     /// Over the minute before the run: what else was running.
     pub load_average_1m: f64,
+    /// How fast its cores read memory together, where it was measured before the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_bytes_per_s: Option<f64>,
 }
 
 impl Machine {
@@ -56,6 +59,7 @@ impl Machine {
             cpu_flags: cpu_flags(),
             os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             load_average_1m: System::load_average().map_or(0.0, |load| load.one),
+            read_bytes_per_s: None,
         }
     }
 }

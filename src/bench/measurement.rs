@@ -16,6 +16,7 @@ use super::load::{Arrivals, run_load};
 use super::machine::Machine;
 use super::own_server::OwnServer;
 use super::plan::{PhasePlan, Plan};
+use super::planning::{PlanFor, Prompts};
 use super::progress::progress_bar;
 use super::provenance::{command_line, settings_from_environment};
 use super::record::{
@@ -116,9 +117,13 @@ impl Target {
         [inherited, all]
     }
 
-    /// Whether it serves this run alone.
-    pub fn is_own(&self) -> bool {
-        self.own_server.is_some()
+    /// What a plan must know of it.
+    pub fn plan_for(&self) -> PlanFor<'_> {
+        PlanFor {
+            client: &self.client,
+            model: self.model.as_deref().unwrap_or_default(),
+            is_own: self.own_server.is_some(),
+        }
     }
 
     /// What the server says of itself, `Null` if nothing.
@@ -136,90 +141,22 @@ impl Target {
 /// The server cannot be reached before the load, or the plan cannot be made. One that dies under it
 /// is a result.
 pub async fn measure(target: &Target, load: &LoadArgs) -> anyhow::Result<Record> {
-    let started = Timestamp::now();
-    let machine = Machine::this();
-    let client = &target.client;
-    let plan = load.plan(target.is_own())?;
-    let params = RequestParams {
-        model: target.model.clone().unwrap_or_default(),
-        ignore_eos: load.ignore_eos,
-        timeout: load.request_timeout(),
-        phase: 0,
-        id_prefix: format!("bench-{}", started.as_millisecond()),
-    };
-    warm_up(client, &params, &plan).await;
-
-    let mut measured = Measured::new(target, &params);
+    let plan = Prompts::read(load)?.plan(load, &target.plan_for()).await?;
+    let mut measurement = Measurement::new(target, load);
+    measurement.warm_up(&plan).await;
     for phase in &plan.phases {
-        measured.phase(phase).await?;
+        measurement.phase(phase).await?;
     }
-    let Measured {
-        mut requests,
-        phases,
-        watch,
-        ..
-    } = measured;
-    judge_missing_usage(&mut requests);
-
-    let (Some(first), Some(last)) = (phases.first(), phases.last()) else {
-        bail!("the workload has no phase");
-    };
-    let (stats_before, stats_after) = (first.stats_before.clone(), last.stats_after.clone());
-    let [inherited, environment] = target.environment(&ServerStats::of(&stats_before));
-    let run = Run {
-        format_version: FORMAT_VERSION,
-        tool: TOOL.to_owned(),
-        started: utc(started),
-        command: command_line(&inherited),
-        environment,
-        commit: None,
-        machine,
-        client: load.client_settings(&plan)?,
-        server: ServerRecord {
-            endpoint: target.describe(),
-            api: client.endpoint.path().to_owned(),
-            model: target.model.clone(),
-            stats_before,
-            stats_after,
-            samples: watch.samples,
-        },
-        duration_ms: phases.iter().map(|phase| phase.duration_ms).sum(),
-        client_cpu_ms: phases.iter().map(|phase| phase.client_cpu_ms).sum(),
-        phases,
-    };
-    Ok(Record { run, requests })
+    measurement.record(&plan)
 }
 
-async fn warm_up(client: &Client, params: &RequestParams, plan: &Plan) {
-    let params = RequestParams {
-        id_prefix: format!("{}-warmup", params.id_prefix),
-        ..params.clone()
-    };
-    let mut prompts = plan.warmup.clone();
-    if plan.cache_state == CacheState::Warm {
-        let first_times = plan.prompts().filter(|prompt| !prompt.repeat);
-        prompts.extend(first_times.map(|prompt| Prompt {
-            max_tokens: 1,
-            ..prompt.clone()
-        }));
-    }
-    let concurrency = plan.common(|phase| phase.arrivals.concurrency());
-    let arrivals = Arrivals::Closed {
-        concurrency: concurrency.unwrap_or(WARMUP_CONCURRENCY),
-    };
-    let bar = progress_bar(Some(prompts.len()), "warming up");
-    let clock = Clock::start();
-    run_load(client, &params, &prompts, &arrivals, 0, &clock, |_| {
-        bar.inc(1);
-    })
-    .await;
-    bar.finish_and_clear();
-}
-
-/// What has been measured so far.
-struct Measured<'a> {
+/// A measurement under way: what has been seen so far.
+pub struct Measurement<'a> {
     target: &'a Target,
-    params: &'a RequestParams,
+    load: &'a LoadArgs,
+    params: RequestParams,
+    started: Timestamp,
+    machine: Machine,
     clock: Clock,
     watch: Watch<'a>,
     own_cpu: Option<ProcessProbe>,
@@ -227,18 +164,93 @@ struct Measured<'a> {
     phases: Vec<Phase>,
 }
 
-impl<'a> Measured<'a> {
-    fn new(target: &'a Target, params: &'a RequestParams) -> Self {
+impl<'a> Measurement<'a> {
+    pub fn new(target: &'a Target, load: &'a LoadArgs) -> Self {
+        let started = Timestamp::now();
         let clock = Clock::start();
         Self {
             target,
-            params,
+            load,
+            params: RequestParams {
+                model: target.model.clone().unwrap_or_default(),
+                ignore_eos: load.ignore_eos,
+                timeout: load.request_timeout(),
+                phase: 0,
+                id_prefix: format!("bench-{}", started.as_millisecond()),
+            },
+            started,
+            machine: Machine::this(),
             clock,
             watch: Watch::new(&target.client, target.process(), clock),
             own_cpu: ProcessProbe::new(std::process::id()),
             requests: Vec::new(),
             phases: Vec::new(),
         }
+    }
+
+    /// Sends what is not measured.
+    pub async fn warm_up(&self, plan: &Plan) {
+        let params = RequestParams {
+            id_prefix: format!("{}-warmup", self.params.id_prefix),
+            ..self.params.clone()
+        };
+        let mut prompts = plan.warmup.clone();
+        if plan.cache_state == CacheState::Warm {
+            let first_times = plan.prompts().filter(|prompt| !prompt.repeat);
+            prompts.extend(first_times.map(|prompt| Prompt {
+                max_tokens: 1,
+                ..prompt.clone()
+            }));
+        }
+        let concurrency = plan.common(|phase| phase.arrivals.concurrency());
+        let arrivals = Arrivals::Closed {
+            concurrency: concurrency.unwrap_or(WARMUP_CONCURRENCY),
+        };
+        let bar = progress_bar(Some(prompts.len()), "warming up");
+        let clock = Clock::start();
+        let client = &self.target.client;
+        run_load(client, &params, &prompts, &arrivals, 0, &clock, |_| {
+            bar.inc(1)
+        })
+        .await;
+        bar.finish_and_clear();
+    }
+
+    /// The record of what has been seen.
+    ///
+    /// # Errors
+    /// Nothing has been measured.
+    pub fn record(&self, plan: &Plan) -> anyhow::Result<Record> {
+        let (target, phases) = (self.target, self.phases.clone());
+        let (Some(first), Some(last)) = (phases.first(), phases.last()) else {
+            bail!("the workload has no phase");
+        };
+        let (stats_before, stats_after) = (first.stats_before.clone(), last.stats_after.clone());
+        let [inherited, environment] = target.environment(&ServerStats::of(&stats_before));
+        let mut requests = self.requests.clone();
+        judge_missing_usage(&mut requests);
+        let run = Run {
+            format_version: FORMAT_VERSION,
+            tool: TOOL.to_owned(),
+            started: utc(self.started),
+            command: command_line(&inherited),
+            environment,
+            commit: None,
+            machine: self.machine.clone(),
+            client: self.load.client_settings(plan)?,
+            server: ServerRecord {
+                endpoint: target.describe(),
+                api: target.client.endpoint.path().to_owned(),
+                model: target.model.clone(),
+                stats_before,
+                stats_after,
+                samples: self.watch.samples.clone(),
+            },
+            duration_ms: round_to_us(phases.iter().map(|phase| phase.duration_ms).sum()),
+            client_cpu_ms: phases.iter().map(|phase| phase.client_cpu_ms).sum(),
+            phases,
+        };
+        Ok(Record { run, requests })
     }
 
     fn now_ms(&self) -> f64 {
@@ -250,7 +262,11 @@ impl<'a> Measured<'a> {
         own.and_then(ProcessProbe::cpu_time_ms).unwrap_or_default()
     }
 
-    async fn phase(&mut self, plan: &PhasePlan) -> anyhow::Result<()> {
+    /// Measures one phase.
+    ///
+    /// # Errors
+    /// The server cannot be reached before the first one.
+    pub async fn phase(&mut self, plan: &PhasePlan) -> anyhow::Result<()> {
         let target = self.target;
         // One that died in an earlier phase has no more to say of itself, and its requests fail.
         let stats_before = match self.phases.is_empty() {

@@ -43,7 +43,7 @@ use serde::Serialize;
 use super::goodput::{Slo, Took};
 use super::record::{FailureReason, Record, RequestRecord, ServerSample, ServerTimings, Usage};
 use super::server_stats::ServerStats;
-use super::statistics::Summary;
+use super::statistics::{Summary, histogram_base64};
 
 /// See the module's description for the definitions. `None`: the server does not tell, or no
 /// request has such a figure.
@@ -124,6 +124,10 @@ pub struct ServerMetrics {
     pub draft_tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted_draft_tokens: Option<u64>,
+    /// Bytes of the model's tensors on disk, once a step / time of the steps in the runner: what
+    /// decoding reads of a dense model, which computes with every weight in every step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_read_bytes_per_s: Option<f64>,
 }
 
 impl Metrics {
@@ -172,6 +176,42 @@ impl Metrics {
     }
 }
 
+/// The latencies' histograms by name, see [`histogram_base64`].
+///
+/// # Errors
+/// One cannot be encoded.
+pub fn histograms_us(record: &Record) -> anyhow::Result<BTreeMap<&'static str, String>> {
+    let successes = || {
+        record
+            .requests
+            .iter()
+            .filter(|request| request.is_success())
+    };
+    let samples: [(&str, Vec<f64>); 5] = [
+        (
+            "ttft_us",
+            successes().filter_map(RequestRecord::ttft_ms).collect(),
+        ),
+        (
+            "tpot_us",
+            successes().filter_map(RequestRecord::tpot_ms).collect(),
+        ),
+        (
+            "itl_us",
+            successes().flat_map(|r| r.gaps_ms.clone()).collect(),
+        ),
+        ("e2e_us", successes().map(RequestRecord::e2e_ms).collect()),
+        (
+            "service_us",
+            successes().map(|r| r.end_ms - r.sent_ms).collect(),
+        ),
+    ];
+    samples
+        .into_iter()
+        .map(|(name, samples)| Ok((name, histogram_base64(&samples)?)))
+        .collect()
+}
+
 impl Latencies {
     fn of(requests: &[RequestRecord], successes: &[&RequestRecord]) -> Self {
         let summary = |of_request: fn(&RequestRecord) -> Option<f64>| {
@@ -191,10 +231,10 @@ impl Latencies {
             .collect();
         let send_delays: Vec<f64> = requests.iter().map(|r| r.sent_ms - r.due_ms).collect();
         Self {
-            ttft_ms: summary(ttft_ms),
-            tpot_ms: summary(tpot_ms),
+            ttft_ms: summary(RequestRecord::ttft_ms),
+            tpot_ms: summary(RequestRecord::tpot_ms),
             itl_ms: Summary::of_ms(&gaps),
-            e2e_ms: summary(|r| Some(r.end_ms - r.due_ms)),
+            e2e_ms: summary(|r| Some(r.e2e_ms())),
             service_ms: summary(|r| Some(r.end_ms - r.sent_ms)),
             send_delay_ms: Summary::of_ms(&send_delays),
             queue_ms: phase(|timings| timings.queue_ms),
@@ -204,21 +244,11 @@ impl Latencies {
     }
 }
 
-fn ttft_ms(request: &RequestRecord) -> Option<f64> {
-    request.first_token_ms.map(|first| first - request.due_ms)
-}
-
-fn tpot_ms(request: &RequestRecord) -> Option<f64> {
-    let first = request.first_token_ms?;
-    let tokens_after_first = request.output_tokens()?.checked_sub(1).filter(|n| *n > 0)?;
-    Some((request.end_ms - first) / tokens_after_first as f64)
-}
-
 fn is_good(request: &RequestRecord, slo: &Slo) -> bool {
     slo.is_met_by(&Took {
-        ttft_ms: ttft_ms(request),
-        tpot_ms: tpot_ms(request),
-        e2e_ms: request.end_ms - request.due_ms,
+        ttft_ms: request.ttft_ms(),
+        tpot_ms: request.tpot_ms(),
+        e2e_ms: request.e2e_ms(),
     })
 }
 
@@ -330,8 +360,17 @@ impl ServerMetrics {
             preemptions: delta(|s| s.num_preemptions),
             draft_tokens: delta(|s| s.speculative?.num_draft_tokens),
             accepted_draft_tokens: delta(|s| s.speculative?.num_accepted_tokens),
+            weight_read_bytes_per_s: weight_read_bytes_per_s(&before, &after),
         }
     }
+}
+
+fn weight_read_bytes_per_s(before: &ServerStats, after: &ServerStats) -> Option<f64> {
+    let delta = |of: fn(&ServerStats) -> Option<f64>| Some(of(after)? - of(before)?);
+    let steps = delta(|stats| stats.batch.num_steps.map(|n| n as f64))?;
+    let seconds = delta(|stats| stats.batch.forward_time_ms)? / 1e3;
+    let bytes = before.model.weight_bytes? as f64;
+    (seconds > 0.0).then(|| bytes * steps / seconds)
 }
 
 /// `None` of nothing.

@@ -51,6 +51,9 @@ fn without_left_out(flags: impl Iterator<Item = String>) -> Vec<String> {
     let mut kept = Vec::new();
     let mut flags = flags.into_iter();
     while let Some(flag) = flags.next() {
+        if flag == "--edit" {
+            continue;
+        }
         let name = flag.split('=').next().unwrap_or_default();
         if !LEFT_OUT_FLAGS.contains(&name) {
             kept.push(flag);
@@ -82,6 +85,7 @@ mod tests {
             "--next",
             "- more",
             "--changes=all",
+            "--edit",
             "--name",
             "--next",
         ];

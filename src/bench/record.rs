@@ -19,13 +19,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::phase::Phase;
+use self::request::is_zero;
 pub use self::request::{
     Failure, FailureReason, RequestRecord, ServerTimings, Usage, judge_missing_usage,
 };
 use super::cache_state::CacheState;
 use super::goodput::Slo;
+use super::layouts::Layout;
 use super::machine::{Commit, Machine};
-use super::metrics::Metrics;
+use super::metrics::{Metrics, histograms_us};
+use super::search::SearchSettings;
+use super::workload::definition::Expected;
 use super::workload::plain::WordRange;
 
 /// Version of the file format; raised when a reader of old files would misread new ones.
@@ -86,6 +90,9 @@ pub struct ClientSettings {
     /// Which requests count as good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slo: Option<Slo>,
+    /// Where the rates were searched and not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<SearchSettings>,
     /// SHA-256 of the measured prompts in order.
     pub prompts_sha256: String,
 }
@@ -97,6 +104,14 @@ pub struct WorkloadSource {
     /// SHA-256 of its definition's text.
     pub sha256: String,
     pub scale: Scale,
+    #[serde(default)]
+    pub layout: Layout,
+    /// Prompts that were made shorter to fit into the model's window.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub num_cut_to_window: usize,
+    /// What the whole of it must add up to; `None` where only a part was sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<Expected>,
 }
 
 /// How much of a workload was sent; 1 is all of it.
@@ -236,7 +251,11 @@ impl Record {
     /// # Errors
     /// A value that JSON cannot hold.
     pub fn to_json(&self) -> anyhow::Result<String> {
-        let head = serde_json::json!({ "run": self.run, "metrics": Metrics::of(self) });
+        let head = serde_json::json!({
+            "run": self.run,
+            "metrics": Metrics::of(self),
+            "histograms": histograms_us(self)?,
+        });
         let head = serde_json::to_string_pretty(&head)?;
         let head = head
             .strip_suffix("\n}")

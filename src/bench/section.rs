@@ -7,6 +7,7 @@ use super::benchmarks_md::raw_records_row;
 use super::figures::{Figures, NOT_AVAILABLE, mib, milliseconds, or_na, percent};
 use super::metrics::{Latencies, Metrics};
 use super::record::{OWN_SERVER, Record};
+use super::search;
 use super::statistics::Summary;
 
 const COLUMNS: [&str; 7] = ["mean", "std", "p50", "p95", "p99", "max", "samples"];
@@ -30,17 +31,23 @@ impl<'a> RunSection<'a> {
 
     /// For the terminal.
     pub fn to_text(&self) -> String {
-        let mut text = format!("{}\n\n{:<26}", self.title(), "latency (ms)");
-        for column in COLUMNS {
-            let _ = write!(text, "{column:>10}");
+        let mut text = format!("{}\n\n", self.title());
+        if let Some(layout) = self.layout() {
+            let _ = writeln!(text, "{layout}");
         }
-        for (name, summary) in latency_rows(&self.metrics.latencies) {
-            let _ = write!(text, "\n{name:<26}");
-            for cell in latency_cells(summary) {
-                let _ = write!(text, "{cell:>10}");
+        for (name, latencies) in self.latencies() {
+            let _ = write!(text, "{:<26}", heading(name.as_deref()));
+            for column in COLUMNS {
+                let _ = write!(text, "{column:>10}");
             }
+            for (name, summary) in latency_rows(&latencies) {
+                let _ = write!(text, "\n{name:<26}");
+                for cell in latency_cells(summary) {
+                    let _ = write!(text, "{cell:>10}");
+                }
+            }
+            text.push_str("\n\n");
         }
-        text.push_str("\n\n");
         let figures = self.figures();
         for (name, value) in figures.results().into_iter().chain(figures.circumstances()) {
             let _ = writeln!(text, "{name:<26}{value}");
@@ -53,24 +60,59 @@ impl<'a> RunSection<'a> {
     pub fn to_markdown(&self) -> String {
         let mut text = format!("## {}: {}\n\n", self.date(), self.title());
         let _ = writeln!(text, "    {}\n", self.record.run.command);
-        let _ = writeln!(text, "| latency (ms) | {} |", COLUMNS.join(" | "));
-        let _ = writeln!(text, "|---|{}", "---:|".repeat(COLUMNS.len()));
-        for (name, summary) in latency_rows(&self.metrics.latencies) {
-            let _ = writeln!(text, "| {name} | {} |", latency_cells(summary).join(" | "));
+        if let Some(layout) = self.layout() {
+            // Indented, it stands as it is, and its headings are none of this file's.
+            for line in layout.trim_end().lines() {
+                let _ = writeln!(text, "{}{line}", if line.is_empty() { "" } else { "    " });
+            }
+            text.push('\n');
+        }
+        for (name, latencies) in self.latencies() {
+            let heading = heading(name.as_deref());
+            let _ = writeln!(text, "| {heading} | {} |", COLUMNS.join(" | "));
+            let _ = writeln!(text, "|---|{}", "---:|".repeat(COLUMNS.len()));
+            for (name, summary) in latency_rows(&latencies) {
+                let _ = writeln!(text, "| {name} | {} |", latency_cells(summary).join(" | "));
+            }
+            text.push('\n');
         }
         let figures = self.figures();
         let tables = [
             ("result", figures.results()),
             ("run", figures.circumstances()),
         ];
-        for (heading, rows) in tables {
-            let _ = writeln!(text, "\n| {heading} | |\n|---|---|");
+        for (number, (heading, rows)) in tables.into_iter().enumerate() {
+            let gap = if number > 0 { "\n" } else { "" };
+            let _ = writeln!(text, "{gap}| {heading} | |\n|---|---|");
             for (name, value) in rows {
                 let _ = writeln!(text, "| {name} | {} |", value.replace('|', "\\|"));
             }
         }
         let _ = writeln!(text, "{}", raw_records_row(self.raw));
         text
+    }
+
+    /// As people know results of this kind, where the workload has such a layout.
+    fn layout(&self) -> Option<String> {
+        let client = &self.record.run.client;
+        match client.search {
+            Some(settings) => Some(search::render(self.record, settings)),
+            None => client.workload.as_ref()?.layout.render(self.record),
+        }
+    }
+
+    /// Of each phase, named where there are several.
+    fn latencies(&self) -> Vec<(Option<String>, Latencies)> {
+        let phases = &self.record.run.phases;
+        if phases.len() < 2 {
+            return vec![(None, self.metrics.latencies.clone())];
+        }
+        let of_phase = |index| Metrics::of(&self.record.of_phase(index)).latencies;
+        phases
+            .iter()
+            .enumerate()
+            .map(|(index, phase)| (Some(phase.name.clone()), of_phase(index)))
+            .collect()
     }
 
     fn figures(&self) -> Figures<'_> {
@@ -152,12 +194,22 @@ impl<'a> RunSection<'a> {
         if let Some(workload) = &client.workload {
             return format!("workload {}, {} requests", workload.name, client.requests);
         }
+        if client.search.is_some() {
+            return format!("search for a rate, {} requests", client.requests);
+        }
         let load = match (client.request_rate_per_s, client.concurrency) {
             (Some(rate), _) => format!("{rate} a second"),
             (None, Some(1)) => "1 client".to_owned(),
             (None, concurrency) => format!("{} clients", or_na(concurrency)),
         };
         format!("{} requests, {load}", client.requests)
+    }
+}
+
+fn heading(phase: Option<&str>) -> String {
+    match phase {
+        Some(name) => format!("{name} (ms)"),
+        None => "latency (ms)".to_owned(),
     }
 }
 

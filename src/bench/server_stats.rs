@@ -32,6 +32,8 @@ pub struct Batch {
     pub num_running_requests: Option<u64>,
     pub num_steps: Option<u64>,
     pub num_step_sequences: Option<u64>,
+    pub num_generated_tokens: Option<u64>,
+    pub forward_time_ms: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -81,6 +83,7 @@ pub struct Model {
     pub device: Option<String>,
     pub quantization: Option<String>,
     pub load_time_ms: Option<f64>,
+    pub weight_bytes: Option<u64>,
 }
 
 impl ServerStats {

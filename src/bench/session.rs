@@ -5,16 +5,22 @@ use std::path::Path;
 use anyhow::{Context as _, bail, ensure};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::args::{BenchArgs, BenchCommand};
+use super::args::{BenchArgs, BenchCommand, Format};
 use super::benchmarks_md::{self, Table};
+use super::client::ApiKey;
 use super::compare::compare_files;
+use super::endpoint::Endpoint;
 use super::machine::{Commit, repository_root};
 use super::measurement::{Target, measure};
+use super::planning::Prompts;
 use super::record::{Record, RequestRecord};
 use super::result_file::ResultFile;
 use super::section::RunSection;
 use super::terminal::show;
-use super::{ab, chaos, report, rollback, verify};
+use super::workload::definition::Definition;
+use super::{
+    ab, bandwidth, chaos, report, rollback, search, server_log, validity, verify, vllm_json,
+};
 
 /// Measures, prints the table, saves the raw records, and adds the run to BENCHMARKS.md; or what
 /// else the subcommand says.
@@ -37,6 +43,11 @@ pub fn run_in(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
         Some(BenchCommand::Ab(args)) => until_interrupted(ab::session(folder, args)),
         Some(BenchCommand::Chaos(args)) => until_interrupted(chaos::session(folder, args)),
         Some(BenchCommand::Rollback(args)) => until_interrupted(rollback::session(folder, args)),
+        Some(BenchCommand::Search(args)) => until_interrupted(search::session(folder, args)),
+        Some(BenchCommand::Workloads) => {
+            show(&Definition::list()?);
+            Ok(())
+        }
         Some(BenchCommand::Compare { records }) => {
             show(&compare_files(records)?);
             Ok(())
@@ -79,26 +90,82 @@ async fn interrupted() -> anyhow::Result<()> {
 }
 
 async fn session(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
-    let root = repository_root(folder);
     // What cannot be sent is said before a server is started for it.
-    args.load.plan(args.endpoint.is_none())?;
-    args.load.slo()?;
-    let file = ResultFile::prepare(folder, &root, args.output.as_deref(), "")?;
-    let target = match &args.endpoint {
-        Some(endpoint) => Target::running(endpoint, args.api_key.clone()).await?,
+    Prompts::read(&args.load)?;
+    let kept = Kept {
+        folder,
+        output: args.output.as_deref(),
+        append: !args.no_append,
+        format: args.format,
+        api_key: args.api_key.as_ref(),
+    };
+    // Before there is a server that would share the memory.
+    let read_bytes_per_s = args.measure_bandwidth.then(bandwidth::read_bytes_per_s);
+    let load = &args.load;
+    keep(&kept, args.endpoint.as_ref(), async |target| {
+        let mut record = measure(target, load).await?;
+        record.run.machine.read_bytes_per_s = read_bytes_per_s;
+        Ok(record)
+    })
+    .await
+}
+
+/// What becomes of a record.
+pub struct Kept<'a> {
+    pub folder: &'a Path,
+    pub output: Option<&'a Path>,
+    /// Whether BENCHMARKS.md gets it.
+    pub append: bool,
+    /// Another format to write it in.
+    pub format: Option<Format>,
+    /// What the server asks for, if it runs already.
+    pub api_key: Option<&'a ApiKey>,
+}
+
+/// Has a server measured, an own one if there is no `endpoint`; saves the record, prints it, and adds
+/// it to BENCHMARKS.md.
+///
+/// # Errors
+/// As for [`run`]; and the run is void, see [`validity`](super::validity).
+pub async fn keep(
+    kept: &Kept<'_>,
+    endpoint: Option<&Endpoint>,
+    measure: impl AsyncFnOnce(&Target) -> anyhow::Result<Record>,
+) -> anyhow::Result<()> {
+    let folder = kept.folder;
+    let root = repository_root(folder);
+    let file = ResultFile::prepare(folder, &root, kept.output, "")?;
+    let target = match endpoint {
+        Some(endpoint) => Target::running(endpoint, kept.api_key.cloned()).await?,
         None => Target::start(&Default::default(), &file.log()).await?,
     };
-    let mut record = measure(&target, &args.load).await?;
+    let mut record = measure(&target).await?;
     record.run.commit = Commit::of(&root);
+    // An own server has written its log to the end when it has ended.
     drop(target);
+    if endpoint.is_none() {
+        server_log::join(&mut record.requests, &file.log());
+    }
 
     let json = record.to_json()?;
     let (record, stored) = file.store(record, &json, Record::read);
+    if kept.format == Some(Format::VllmJson) {
+        let other = file.path.with_extension("vllm.json");
+        std::fs::write(&other, vllm_json::render(&record)?)
+            .with_context(|| format!("cannot write {}", other.display()))?;
+    }
     let section = RunSection::new(&record, &file.shown);
     show(&section.to_text());
     stored?;
     ensure_some_success(&record, &file.shown)?;
-    if !args.no_append {
+    let faults = validity::faults(&record);
+    ensure!(
+        faults.is_empty(),
+        "the run is void, and BENCHMARKS.md does not get it (its records are in {}): {}",
+        file.shown,
+        faults.join("; ")
+    );
+    if kept.append {
         let path = root.join("BENCHMARKS.md");
         let (row, markdown) = (section.to_summary_row(), section.to_markdown());
         benchmarks_md::append(&path, Table::Runs, &row, &markdown)?;

@@ -1,12 +1,14 @@
 //! Numbers about samples: mean, standard deviation, percentiles. Knows nothing of requests.
 //!
 //! Percentiles come from an HDR histogram of microseconds with four significant digits, and are
-//! nearest-rank: a p99 of 50 samples is the largest of them, never a value between two. The
-//! histogram itself is not stored, because the record keeps every sample.
+//! nearest-rank: a p99 of 50 samples is the largest of them, never a value between two.
 
 pub mod bootstrap;
+pub mod line;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Serializer as _, V2DeflateSerializer};
 use serde::Serialize;
 
 /// Samples in milliseconds, summed up.
@@ -47,6 +49,26 @@ impl Summary {
             max,
         })
     }
+}
+
+/// The histogram itself, compressed, as the HDR tools read it: base64 of V2, in microseconds.
+///
+/// # Errors
+/// It cannot be encoded.
+pub fn histogram_base64(samples_ms: &[f64]) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    V2DeflateSerializer::new().serialize(&histogram_us(samples_ms), &mut bytes)?;
+    Ok(BASE64_STANDARD.encode(bytes))
+}
+
+/// A quantile between two samples, as numpy gives it by default; `None` of nothing.
+pub fn interpolated(samples: &[f64], quantile: f64) -> Option<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = quantile * sorted.len().checked_sub(1)? as f64;
+    let below = sorted[rank.floor() as usize];
+    let above = sorted[rank.ceil() as usize];
+    Some(below + (above - below) * rank.fract())
 }
 
 fn histogram_us(samples_ms: &[f64]) -> Histogram<u64> {
@@ -96,6 +118,26 @@ mod tests {
         ] {
             assert!(close(value, expected), "{value} is not {expected}");
         }
+    }
+
+    #[test]
+    fn a_written_histogram_reads_back_with_its_percentiles() {
+        let samples: Vec<f64> = (1..=1000).map(f64::from).collect();
+        let text = histogram_base64(&samples).expect("a histogram");
+        let bytes = BASE64_STANDARD.decode(text).expect("base64");
+        let mut reader = hdrhistogram::serialization::Deserializer::new();
+        let again: Histogram<u64> = reader.deserialize(&mut &bytes[..]).expect("a histogram");
+        assert_eq!(again, histogram_us(&samples));
+        assert_eq!(again.len(), 1000);
+    }
+
+    #[test]
+    fn interpolated_quantiles_lie_between_their_neighbours() {
+        let samples = [4.0, 1.0, 2.0, 3.0];
+        assert_eq!(interpolated(&samples, 0.5), Some(2.5));
+        assert_eq!(interpolated(&samples, 1.0), Some(4.0));
+        assert_eq!(interpolated(&samples, 0.25), Some(1.75));
+        assert_eq!(interpolated(&[], 0.5), None);
     }
 
     #[test]

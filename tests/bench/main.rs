@@ -5,6 +5,7 @@ mod ab;
 mod own_server;
 mod report;
 mod script;
+mod workloads;
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,6 +13,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use candlepower::bench::compare::compare;
+use candlepower::bench::load::Arrivals;
 use candlepower::bench::metrics::Metrics;
 use candlepower::bench::record::{FailureReason, Record};
 use candlepower::bench::{BenchArgs, run_in};
@@ -292,6 +294,141 @@ fn an_open_loop_sends_on_time_while_nothing_is_answered() {
 }
 
 #[test]
+fn a_stall_shows_in_every_request_that_was_due_meanwhile() {
+    // No request is answered before all have come, so each must count the wait from its due time.
+    let flags = [
+        "--requests",
+        "20",
+        "--request-rate",
+        "100",
+        "--max-tokens",
+        "2",
+        "--warmup",
+        "0",
+    ];
+    let outcome = bench(Script::StallUntil(20), "", &flags);
+    let requests = &outcome.record.requests;
+    let last_sent = requests.iter().map(|r| r.sent_ms).fold(0.0, f64::max);
+    assert!(requests.iter().all(|r| r.end_ms >= last_sent));
+    let first_wait = last_sent - requests[0].due_ms;
+    let p99 = outcome.metrics().latencies.e2e_ms.map(|e2e| e2e.p99);
+    assert!(
+        p99.is_some_and(|p99| p99 >= first_wait),
+        "{p99:?} < {first_wait}"
+    );
+}
+
+#[test]
+fn gaps_ramp_and_bursts_are_kept_in_the_record() {
+    let flags = ["--requests", "4", "--max-tokens", "2", "--warmup", "0"];
+    let open = [
+        "--request-rate",
+        "1000",
+        "--burstiness",
+        "0.5",
+        "--ramp-from",
+        "500",
+    ];
+    let outcome = bench(Script::Sound, "", &[&flags[..], &open].concat());
+    assert_eq!(outcome.error, None);
+    let phase = &outcome.record.run.phases[0];
+    let expected = Arrivals::Open {
+        request_rate_per_s: 1000.0,
+        burstiness: 0.5,
+        ramp_from_per_s: Some(500.0),
+    };
+    assert_eq!(phase.arrivals, expected);
+}
+
+#[test]
+fn goodput_counts_the_requests_that_met_the_objective() {
+    let flags = [&SMALL[..], &["--goodput", "ttft:60000", "e2e:60000"]].concat();
+    let outcome = bench(Script::EverySecondRefused, "", &flags);
+    let goodput = outcome.metrics().goodput.expect("an objective was set");
+    assert_eq!((goodput.num_good, goodput.good_rate), (3, 0.5));
+    assert_eq!(outcome.metrics().shed_rate, 0.5);
+    let page = outcome.benchmarks_md().expect("a page");
+    assert!(
+        page.contains("3 of 6 (50.0 %) met ttft:60000 e2e:60000"),
+        "{page}"
+    );
+}
+
+#[test]
+fn a_cache_that_is_not_as_declared_makes_the_run_void() {
+    // The scripted server never takes anything from a cache.
+    for (state, error) in [("cold", None), ("as-is", None), ("warm", Some("NOT warm"))] {
+        let flags = [&SMALL[..], &["--cache-state", state]].concat();
+        let outcome = bench(Script::Sound, "", &flags);
+        match error {
+            None => assert_eq!(outcome.error, None, "{state}"),
+            Some(word) => {
+                let error = outcome.error.as_deref().expect("a void run");
+                assert!(
+                    error.contains("the run is void") && error.contains(word),
+                    "{error}"
+                );
+                assert_eq!(outcome.benchmarks_md(), None, "a void run was published");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_search_ends_with_the_highest_rate_that_holds_or_none() {
+    for (script, answer) in [
+        (Script::Sound, "requests/s, the highest tried"),
+        (Script::EverySecondRefused, "none of those tried"),
+    ] {
+        let server = ScriptedServer::start(script);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let flags = [
+            "search",
+            "--endpoint",
+            &server.base,
+            "--output",
+            "run.json",
+            "--goodput",
+            "e2e:60000",
+            "--requests",
+            "4",
+            "--max-tokens",
+            "2",
+            "--rate-from",
+            "40",
+            "--rate-min",
+            "20",
+            "--warmup",
+            "0",
+        ];
+        run_in(folder.path(), &args(&flags)).expect("a sound search");
+        let page = std::fs::read_to_string(folder.path().join("BENCHMARKS.md")).expect("a page");
+        assert!(page.contains(answer), "{page}");
+        let record = Record::read(&folder.path().join("run.json")).expect("a record");
+        assert!(record.run.phases.len() > 1, "one rate is no search");
+        run_in(folder.path(), &args(&["verify"])).expect("the answer follows from the record");
+    }
+}
+
+#[test]
+fn another_programs_format_lies_beside_the_raw_records() {
+    let outcome = bench(
+        Script::Sound,
+        "",
+        &[&SMALL[..], &["--format", "vllm-json"]].concat(),
+    );
+    assert_eq!(outcome.error, None);
+    let path = outcome.folder.path().join("run.vllm.json");
+    let text = std::fs::read_to_string(path).expect("the other file");
+    let result: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(
+        (&result["completed"], &result["total_output_tokens"]),
+        (&6.into(), &24.into())
+    );
+    assert_eq!(result["ttfts"].as_array().map(Vec::len), Some(6));
+}
+
+#[test]
 fn recorded_runs_are_compared_with_ratios_and_with_what_differs() {
     let outcome = bench(Script::Sound, "", &SMALL);
     let mut slower = outcome.record.clone();
@@ -490,6 +627,10 @@ fn flags_out_of_range_are_refused() {
         ["--endpoint", "https://h"],
         ["--prompt-words", "9-3"],
         ["--request-rate", "0"],
+        ["--scale", "0.5"],
+        ["--cache-state", "hot"],
+        ["--goodput", "itl:5"],
+        ["--format", "csv"],
         ["compare", "one.json"],
         ["verify", "one.json"],
     ] {

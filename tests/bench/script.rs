@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use futures_util::stream::{self, StreamExt as _};
 use serde_json::{Value, json};
-use tokio::sync::{Barrier, Notify};
+use tokio::sync::{Barrier, Notify, watch};
 
 /// How generations are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub enum Script {
     Silent,
     /// Answers when three requests wait.
     WaitForThree,
+    /// Answers nothing until so many requests have come.
+    StallUntil(usize),
     /// Stops serving at the sixth request: after the warm-up and some measured ones.
     DiesAfterFive,
 }
@@ -56,6 +58,8 @@ struct ServerState {
     max_in_flight: AtomicUsize,
     three: Barrier,
     death: Notify,
+    /// How many requests have come, where a script waits for it.
+    came: watch::Sender<usize>,
 }
 
 struct Asked {
@@ -72,6 +76,7 @@ impl ScriptedServer {
             max_in_flight: AtomicUsize::new(0),
             three: Barrier::new(3),
             death: Notify::new(),
+            came: watch::Sender::new(0),
         });
         let router = Router::new()
             .route(
@@ -260,6 +265,14 @@ async fn scripted(state: &ServerState, number: usize, max_tokens: u64, event: Ev
         Script::Silent => std::future::pending().await,
         Script::WaitForThree => {
             state.three.wait().await;
+            sound(true)
+        }
+        Script::StallUntil(count) => {
+            let mut came = state.came.subscribe();
+            state.came.send_replace(number);
+            came.wait_for(|came| *came >= count)
+                .await
+                .expect("the state outlives its server");
             sound(true)
         }
         Script::DiesAfterFive => {

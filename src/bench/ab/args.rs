@@ -48,6 +48,9 @@ pub struct AbArgs {
     /// What is to be done next: text, or @FILE
     #[arg(long, value_name = "TEXT", value_parser = parse_prose, allow_hyphen_values = true)]
     pub next: Option<String>,
+    /// Write these three with the editor of VISUAL or EDITOR, before anything is measured
+    #[arg(long)]
+    pub edit: bool,
     /// Raw records, as JSON [default: a new file under benches/results/]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -127,6 +130,10 @@ fn parse_prose(text: &str) -> Result<String, String> {
         }
         None => text.to_owned(),
     };
+    parse_prose_text(&prose)
+}
+
+pub(super) fn parse_prose_text(prose: &str) -> Result<String, String> {
     let lines: Vec<&str> = prose.trim().lines().map(str::trim_end).collect();
     if lines.iter().all(|line| line.is_empty()) {
         return Err("the text is empty: leave the flag away".to_owned());

@@ -200,11 +200,14 @@ fn verdict(direction: Direction, change: Interval) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use rand::Rng as _;
     use rand::SeedableRng as _;
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::bench::ab::record::{AbRecord, Side};
 
     fn measure(key: &str) -> &'static Measure {
         measure_of(key).expect("a known key")
@@ -305,6 +308,45 @@ mod tests {
         for blocks in [4, 6, 10] {
             let share = share(&verdicts(blocks, 1.0), Verdict::NoDifferenceShown);
             assert!(share >= 0.95, "{blocks} blocks: {share}");
+        }
+    }
+
+    /// How far each block of the recorded runs lay from the mean of its side, as a factor.
+    fn recorded_noise(measure: &Measure) -> Vec<f64> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results");
+        let files = std::fs::read_dir(folder).expect("the recorded runs");
+        let mut factors = Vec::new();
+        for file in files {
+            let path = file.expect("a file").path();
+            if !path.to_string_lossy().ends_with("-ab.json") {
+                continue;
+            }
+            let record = AbRecord::read(&path).expect("a recorded run");
+            for side in [Side::A, Side::B] {
+                let values = measure.values(&record.metrics(side)).expect("every figure");
+                let mean = measure.mean(&values);
+                factors.extend(values.iter().map(|value| value / mean));
+            }
+        }
+        factors
+    }
+
+    #[test]
+    fn a_server_against_itself_shows_no_difference_on_recorded_noise() {
+        for key in ["ttft_p50", "ttft_p95", "tpot_p50", "e2e_p95", THROUGHPUT] {
+            let measure = measure(key);
+            let noise = recorded_noise(measure);
+            let mut rng = ChaCha8Rng::seed_from_u64(5);
+            let mut draw = || 100.0 * noise[rng.random_range(0..noise.len())];
+            let verdicts: Vec<Verdict> = (0..400)
+                .map(|seed| {
+                    let (a, b): (Vec<f64>, Vec<f64>) = (0..6).map(|_| (draw(), draw())).unzip();
+                    let comparison = Comparison::of_values(measure, &a, &b, seed);
+                    comparison.expect("enough blocks").verdict
+                })
+                .collect();
+            let share = share(&verdicts, Verdict::NoDifferenceShown);
+            assert!(share >= 0.95, "{key}: {share}");
         }
     }
 

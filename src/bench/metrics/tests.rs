@@ -58,6 +58,7 @@ pub fn record(requests: Vec<RequestRecord>) -> Record {
                 repeat_ratio: Some(0.0),
                 cache_state: None,
                 slo: None,
+                search: None,
                 seed: 1,
                 ignore_eos: true,
                 request_timeout_s: 10.0,

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bench::server_log::Logged;
+
 /// One request as the client saw it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RequestRecord {
@@ -43,6 +45,9 @@ pub struct RequestRecord {
     pub cached: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timings: Option<ServerTimings>,
+    /// What the log of our own server says of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logged: Option<Logged>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish_reason: Option<String>,
     /// HTTP status; none if no answer came.
@@ -62,6 +67,23 @@ impl RequestRecord {
         self.first_token_ms.map_or(0, |_| self.gaps_ms.len() + 1)
     }
 
+    /// First event with text - due time.
+    pub fn ttft_ms(&self) -> Option<f64> {
+        self.first_token_ms.map(|first| first - self.due_ms)
+    }
+
+    /// Last event - due time.
+    pub fn e2e_ms(&self) -> f64 {
+        self.end_ms - self.due_ms
+    }
+
+    /// Time for each token after the first; none for a single token.
+    pub fn tpot_ms(&self) -> Option<f64> {
+        let first = self.first_token_ms?;
+        let tokens_after_first = self.output_tokens()?.checked_sub(1).filter(|n| *n > 0)?;
+        Some((self.end_ms - first) / tokens_after_first as f64)
+    }
+
     /// When each event with text came, the first included.
     pub fn token_times_ms(&self) -> impl Iterator<Item = f64> {
         let first = self.first_token_ms;
@@ -79,7 +101,7 @@ impl RequestRecord {
     }
 }
 
-fn is_zero(number: &usize) -> bool {
+pub(super) fn is_zero(number: &usize) -> bool {
     *number == 0
 }
 
