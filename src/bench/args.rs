@@ -132,6 +132,9 @@ pub struct LoadArgs {
     /// What a good request takes at most, in milliseconds: ttft:500 tpot:50 e2e:3000
     #[arg(long, value_name = "BOUND", num_args = 1..)]
     pub goodput: Vec<Bound>,
+    /// How late an open loop may send at p99, in milliseconds, before its run is void
+    #[arg(long, default_value_t = 10.0, value_parser = parse_milliseconds, value_name = "MS")]
+    pub max_send_delay: f64,
     /// Seconds after which the client gives up on a request
     #[arg(long, default_value_t = 300.0, value_parser = parse_seconds, value_name = "SECONDS")]
     pub request_timeout: f64,
@@ -236,6 +239,7 @@ impl LoadArgs {
             request_timeout_s: self.request_timeout,
             cache_state: Some(plan.cache_state),
             slo: self.slo()?,
+            max_send_delay_ms: Some(self.max_send_delay),
             search: None,
             prompts_sha256: plan.sha256(),
         })
@@ -268,6 +272,16 @@ pub(super) fn parse_rate(text: &str) -> Result<f64, String> {
         .contains(&rate)
         .then_some(rate)
         .ok_or_else(|| "a rate lies between 0.001 and 100000 requests per second".to_owned())
+}
+
+fn parse_milliseconds(text: &str) -> Result<f64, String> {
+    let ms: f64 = text
+        .parse()
+        .map_err(|_| "expected milliseconds".to_owned())?;
+    (0.1..=3_600_000.0)
+        .contains(&ms)
+        .then_some(ms)
+        .ok_or_else(|| "expected milliseconds, from 0.1 to an hour of them".to_owned())
 }
 
 fn parse_above_0(text: &str) -> Result<f64, String> {

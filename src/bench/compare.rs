@@ -2,14 +2,16 @@
 //! differ. It judges nothing: two single runs do not tell a difference from noise.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use serde_json::{Map, Value};
 
 use super::metrics::Metrics;
 use super::record::Record;
 use super::server_stats::ServerStats;
 use super::statistics::Summary;
+use super::vllm_json::read as vllm_json;
 
 type Figure = fn(&Metrics) -> Option<f64>;
 
@@ -59,10 +61,22 @@ pub fn compare_files(files: &[PathBuf]) -> anyhow::Result<String> {
         .iter()
         .map(|file| {
             let name = file.file_stem().unwrap_or(file.as_os_str());
-            Ok((name.to_string_lossy().into_owned(), Record::read(file)?))
+            Ok((name.to_string_lossy().into_owned(), read(file)?))
         })
         .collect::<anyhow::Result<_>>()?;
     Ok(compare(&runs))
+}
+
+/// A record of ours, or a result of `vllm bench serve`.
+fn read(file: &Path) -> anyhow::Result<Record> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    match serde_json::from_str::<Value>(&text) {
+        Ok(document) if vllm_json::is_result(&document) => {
+            vllm_json::read(document).with_context(|| file.display().to_string())
+        }
+        _ => Record::read(file),
+    }
 }
 
 /// The comparison of named runs, the first being the base.

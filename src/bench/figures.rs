@@ -8,7 +8,7 @@ use super::cache_state::CacheCheck;
 use super::metrics::{Metrics, share};
 use super::record::{ClientSettings, OWN_SERVER, Record};
 use super::server_stats::ServerStats;
-use super::validity::SEND_DELAY_P99_MAX_MS;
+use super::validity::max_send_delay_ms;
 
 /// Shown where a server does not tell: a missing figure must not read as 0.
 pub const NOT_AVAILABLE: &str = "n/a";
@@ -138,7 +138,7 @@ impl Figures<'_> {
         match (client.request_rate_per_s, delay) {
             (None, _) => "closed loop: none to keep".to_owned(),
             (Some(_), None) => NOT_AVAILABLE.to_owned(),
-            (Some(_), Some(delay)) if delay.p99 > SEND_DELAY_P99_MAX_MS => format!(
+            (Some(_), Some(delay)) if delay.p99 > max_send_delay_ms(self.record) => format!(
                 "MISSED: the client sent {:.2} ms late at p99; the latencies are not the server's alone",
                 delay.p99
             ),

@@ -90,6 +90,9 @@ pub struct ClientSettings {
     /// Which requests count as good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slo: Option<Slo>,
+    /// How late an open loop may send at p99 before its run is void.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_send_delay_ms: Option<f64>,
     /// Where the rates were searched and not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub search: Option<SearchSettings>,

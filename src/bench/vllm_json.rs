@@ -3,6 +3,8 @@
 //! Its definitions, where they are not ours: times count from the sending of a request, percentiles
 //! lie between two samples, the standard deviation is the population's, and what no request has is 0.
 
+pub mod read;
+
 use serde_json::{Map, Value, json};
 
 use super::load::Arrivals;

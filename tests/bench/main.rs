@@ -320,7 +320,16 @@ fn a_stall_shows_in_every_request_that_was_due_meanwhile() {
 
 #[test]
 fn gaps_ramp_and_bursts_are_kept_in_the_record() {
-    let flags = ["--requests", "4", "--max-tokens", "2", "--warmup", "0"];
+    let flags = [
+        "--requests",
+        "4",
+        "--max-tokens",
+        "2",
+        "--warmup",
+        "0",
+        "--max-send-delay",
+        "3600000",
+    ];
     let open = [
         "--request-rate",
         "1000",
@@ -394,6 +403,8 @@ fn a_search_ends_with_the_highest_rate_that_holds_or_none() {
             "4",
             "--max-tokens",
             "2",
+            "--max-send-delay",
+            "3600000",
             "--rate-from",
             "40",
             "--rate-min",

@@ -8,7 +8,9 @@ use crate::bench::metrics::Metrics;
 use crate::bench::record::{Record, RequestRecord};
 use crate::bench::statistics::Summary;
 
-const PERCENTILES: [(&str, fn(Summary) -> f64); 6] = [
+type OfSummary = fn(Summary) -> f64;
+
+const PERCENTILES: [(&str, OfSummary); 6] = [
     ("P50", |s| s.p50),
     ("P90", |s| s.p90),
     ("P95", |s| s.p95),

@@ -58,6 +58,7 @@ pub fn record(requests: Vec<RequestRecord>) -> Record {
                 repeat_ratio: Some(0.0),
                 cache_state: None,
                 slo: None,
+                max_send_delay_ms: None,
                 search: None,
                 seed: 1,
                 ignore_eos: true,
