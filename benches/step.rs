@@ -1,7 +1,7 @@
 //! Speed of whole steps of a model, and with `--compare` beside the reference runner, interleaved.
 //!
 //! `cargo bench --bench step -- models/NAME.gguf [--compare]`, threads from `NUM_THREADS`, instruction
-//! set from `CPU_ISA`. Times are medians of the repeats, with the best in brackets; a ratio is that of
+//! set from `CPU_ISA`, some of the steps alone by `ONLY=prefill`. Times are medians of the repeats, with the best in brackets; a ratio is that of
 //! the medians.
 
 use std::time::{Duration, Instant};
@@ -78,6 +78,10 @@ fn measure(model: &LoadedModel, compares: bool) -> anyhow::Result<()> {
         ("prefill", 1, 256, 0),
         ("prefill", 1, 256, 768),
     ] {
+        let name = format!("{what} {sequences:2} x {tokens:3} at {context:4}");
+        if !setting("ONLY").is_none_or(|only| name.contains(&only)) {
+            continue;
+        }
         let batch = batch(model, sequences, tokens, context);
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..REPEATS {
@@ -86,7 +90,7 @@ fn measure(model: &LoadedModel, compares: bool) -> anyhow::Result<()> {
         }
         let (best, median) = best_and_median(&mut ours);
         let per_second = (sequences * tokens) as f64 / median;
-        print!("{what}\t{sequences:2} x {tokens:3} at {context:4}");
+        print!("{name}");
         print!(
             "\t{:8.2} ms ({:8.2})\t{per_second:8.1} tokens/s",
             median * 1e3,
@@ -115,7 +119,7 @@ fn best_and_median(times: &mut [Duration]) -> (f64, f64) {
 fn time(runner: &mut dyn Runner, batch: &RaggedBatch) -> Duration {
     let start = Instant::now();
     let mut steps = 0;
-    while steps == 0 || start.elapsed() < Duration::from_millis(60) {
+    while steps == 0 || start.elapsed() < Duration::from_millis(200) {
         runner.forward(batch).expect("a step");
         steps += 1;
     }

@@ -1,6 +1,7 @@
 //! The compute threads: the caller and `n - 1` workers, which spin briefly, then sleep.
 //!
-//! A job is one closure that every thread runs; the parts of the work are claimed from a counter.
+//! A job is one closure that every thread runs. Each thread has a run of the work to itself, so that
+//! what it reads is one stream, and claims it part by part; who has done its own helps the others.
 //! The caller never waits for a worker that has not started: when nothing is left to claim it shuts
 //! the gate, and a worker that comes later finds it shut. So a worker that the operating system has
 //! put aside delays nobody, and a small job costs little more than doing it alone.
@@ -29,8 +30,15 @@ const INSIDE: u64 = OPEN - 1;
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// What each thread's run of the present work has left to claim.
+    cursors: Vec<Cursor>,
     not_sync: PhantomData<Cell<()>>,
 }
+
+/// A counter that shares its cache line with no other.
+#[repr(align(64))]
+#[derive(Default)]
+struct Cursor(AtomicUsize);
 
 struct Shared {
     /// Number of the job, `OPEN`, and how many workers are inside.
@@ -44,7 +52,7 @@ struct Shared {
 }
 
 /// The closure of a job, its lifetime erased: it outlives the job, as `Pool::run` sees to.
-type Job = *const (dyn Fn() + Sync);
+type Job = *const (dyn Fn(usize) + Sync);
 
 // SAFETY: `job` is the only part that is not shareable in itself. It points to a `Sync` closure, and
 // the gate orders every write of it before and after every read.
@@ -70,6 +78,7 @@ impl Pool {
         let mut pool = Self {
             shared,
             workers: Vec::with_capacity(num_workers),
+            cursors: (0..=num_workers).map(|_| Cursor::default()).collect(),
             not_sync: PhantomData,
         };
         for index in 0..num_workers {
@@ -97,14 +106,22 @@ impl Pool {
             }
             return;
         }
-        let next = AtomicUsize::new(0);
-        self.run(&|| {
-            loop {
-                let start = next.fetch_add(chunk, Ordering::Relaxed);
-                if start >= count {
-                    break;
+        let threads = self.num_threads();
+        let bound = |thread: usize| thread * count / threads;
+        for (thread, cursor) in self.cursors.iter().enumerate() {
+            cursor.0.store(bound(thread), Ordering::Relaxed);
+        }
+        let cursors = &*self.cursors;
+        self.run(&|thread| {
+            for run in (thread..threads).chain(0..thread) {
+                let end = bound(run + 1);
+                loop {
+                    let start = cursors[run].0.fetch_add(chunk, Ordering::Relaxed);
+                    if start >= end {
+                        break;
+                    }
+                    f(start..end.min(start + chunk));
                 }
-                f(start..count.min(start + chunk));
             }
         });
     }
@@ -116,7 +133,7 @@ impl Pool {
     }
 
     /// Runs `job` here and on every worker that comes in time.
-    fn run(&self, job: &(dyn Fn() + Sync)) {
+    fn run(&self, job: &(dyn Fn(usize) + Sync)) {
         let shared = &*self.shared;
         let number = (shared.gate.load(Ordering::Relaxed) >> 32) + 1;
         // SAFETY: only the lifetime changes. The pointer is used by workers inside the gate, and
@@ -131,7 +148,7 @@ impl Pool {
             }
         }
         let shut = Shut(shared);
-        job();
+        job(0);
         drop(shut);
         if shared.has_panicked.swap(false, Ordering::Relaxed) {
             let panic = shared
@@ -168,7 +185,7 @@ impl Shared {
         while let Some(gate) = self.wait_for_job(index, done) {
             done = gate >> 32;
             if self.enter(gate) {
-                self.run_job();
+                self.run_job(index + 1);
                 self.gate.fetch_sub(1, Ordering::Release);
             }
         }
@@ -220,12 +237,12 @@ impl Shared {
         false
     }
 
-    fn run_job(&self) {
+    fn run_job(&self, thread: usize) {
         // SAFETY: this worker is inside the gate, so the caller neither writes nor leaves.
         let job = unsafe { (*self.job.get()).expect("bug: an open gate without a job") };
         // SAFETY: as above, the closure lives.
         let job = unsafe { &*job };
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(job)) {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| job(thread))) {
             *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(payload);
             self.has_panicked.store(true, Ordering::Relaxed);
         }
