@@ -155,7 +155,6 @@ fn activations(compute: &Compute, rows: usize) -> Activations {
         Needs {
             values: true,
             codes: true,
-            fine: false,
         },
     );
     x

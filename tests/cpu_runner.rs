@@ -16,9 +16,9 @@ use ragged::{
 };
 
 const BLOCK_SIZE: usize = TILE_TOKENS;
-/// Of a real model's logits, relative to the largest: activations of 15 bits in every product, f16 in
-/// the cache, scales of K formats in f16. Measured 0.0007 for SmolLM2, 0.0027 for Qwen2.5.
-const REAL_MODEL_TOLERANCE: f32 = 6e-3;
+/// Of a real model's logits, relative to the largest: activations of 8 bits, of 15 where they are
+/// loud, f16 in the cache, scales of K formats in f16. Measured 0.032 for SmolLM2, 0.014 for Qwen2.5.
+const REAL_MODEL_TOLERANCE: f32 = 6e-2;
 /// Of the tiny models' logits: their weights are dense f32, so only K and V are rounded, to f16.
 const TINY_MODEL_TOLERANCE: f32 = 2e-3;
 
@@ -201,14 +201,11 @@ fn real_models_agree_with_the_reference_runner() {
             );
             assert!(worst <= REAL_MODEL_TOLERANCE, "{name}, {isa}: {worst}");
             assert!(
-                same * 50 >= ids.len() * 49,
+                same * 20 >= ids.len() * 19,
                 "{name}, {isa}: {same} of {}",
                 ids.len()
             );
-            assert!(
-                excess_nll.abs() < 0.002,
-                "{name}, {isa}: NLL {excess_nll:+}"
-            );
+            assert!(excess_nll.abs() < 0.02, "{name}, {isa}: NLL {excess_nll:+}");
         }
     }
 }

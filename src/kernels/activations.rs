@@ -1,13 +1,25 @@
 //! The rows that are multiplied with weights: as f32, and quantised in groups of 32.
 //!
 //! `value ~ scale * code`, code in -127..=127, scale = largest magnitude of the group / 127: an error
-//! of at most 1/254 of that magnitude. Where that is too coarse, a second row of codes quantises what
-//! the first left over, as if a code had 15 bits; the kernels multiply it as one more row.
+//! of at most 1/254 of that magnitude. So nearly all of a row's error comes from its loudest groups.
+//! These get a second group of codes, for what rounding took from the first, as if a code had 15 bits;
+//! the kernels multiply it like one more row. A group is loud if the square of its largest magnitude
+//! is above [`LOUD`] times the mean of these squares in its row: nothing but the row itself decides.
 
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Compute;
 use super::isa::for_each_isa;
 use super::math::ROUND;
 use super::shared::SharedMut;
-use super::{Compute, Isa};
+
+/// One group in ten is louder, and the rounding error of what it leaves out about half of that of
+/// codes everywhere (SmolLM2: tests/program/faithful.rs).
+const LOUD: f32 = 2.0;
+
+/// Rows whose loud groups one word tells: kernels take at most as many at once.
+pub(super) const RUN_ROWS: usize = u64::BITS as usize;
 
 /// Elements that share a scale, in activations and weights alike.
 pub const CODE_GROUP: usize = 32;
@@ -30,19 +42,50 @@ pub struct GroupScale {
 pub struct Needs {
     pub values: bool,
     pub codes: bool,
-    /// A second row of codes for what rounding took from the first.
-    pub fine: bool,
 }
 
-impl Needs {
-    /// The same with fine codes.
-    pub fn fine(self) -> Self {
-        Self { fine: true, ..self }
+/// A group's codes of one row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Codes<'a> {
+    pub codes: &'a [i8; CODE_GROUP],
+    pub scale: &'a GroupScale,
+}
+
+/// One group of some rows.
+#[derive(Clone, Copy)]
+pub(super) struct RunOfCodes<'a> {
+    pub codes: &'a [[i8; CODE_GROUP]],
+    pub scales: &'a [GroupScale],
+    fine_codes: &'a [[i8; CODE_GROUP]],
+    fine_scales: &'a [GroupScale],
+    loud: u64,
+}
+
+impl<'a> RunOfCodes<'a> {
+    /// `R` rows from `first` on.
+    #[inline(always)]
+    pub fn rows<const R: usize>(&self, first: usize) -> [(usize, Codes<'a>); R] {
+        let codes: &[_; R] = self.codes[first..].first_chunk().expect("bug: R rows");
+        let scales: &[_; R] = self.scales[first..].first_chunk().expect("bug: R rows");
+        std::array::from_fn(|r| {
+            let (codes, scale) = (&codes[r], &scales[r]);
+            (first + r, Codes { codes, scale })
+        })
     }
 
-    /// Rows of codes that stand for one row of values.
-    fn planes(self) -> usize {
-        1 + usize::from(self.fine)
+    /// The loud rows, in order, with what rounding took from their codes.
+    #[inline]
+    pub fn loud_rows(self) -> impl Iterator<Item = (usize, Codes<'a>)> {
+        let mut loud = self.loud;
+        std::iter::from_fn(move || {
+            let row = (loud != 0).then_some(loud.trailing_zeros() as usize)?;
+            loud &= loud - 1;
+            let codes = Codes {
+                codes: &self.fine_codes[row],
+                scale: &self.fine_scales[row],
+            };
+            Some((row, codes))
+        })
     }
 }
 
@@ -54,10 +97,13 @@ impl Needs {
 pub struct Activations {
     num_rows: usize,
     row_len: usize,
-    planes: usize,
-    values: Vec<f32>,             // (num_rows, row_len)
-    codes: Vec<[i8; CODE_GROUP]>, // (row_len / 32, num_rows, planes)
-    groups: Vec<GroupScale>,      // (row_len / 32, num_rows, planes)
+    values: Vec<f32>,                  // (num_rows, row_len)
+    codes: Vec<[i8; CODE_GROUP]>,      // (row_len / 32, num_rows)
+    scales: Vec<GroupScale>,           // (row_len / 32, num_rows)
+    fine_codes: Vec<[i8; CODE_GROUP]>, // (row_len / 32, num_rows), set where loud
+    fine_scales: Vec<GroupScale>,      // (row_len / 32, num_rows), set where loud
+    /// A bit a row: whether the group is loud.
+    loud: Vec<AtomicU64>, // (row_len / 32, num_rows / 64)
 }
 
 impl Activations {
@@ -85,16 +131,36 @@ impl Activations {
         &mut self.values[..self.num_rows * self.row_len]
     }
 
-    /// Rows of codes that stand for one row of values, to be multiplied and added up: 1 or 2.
-    pub fn planes(&self) -> usize {
-        self.planes
+    /// A group of a row as `quantize` left it, and where it is loud what that left over.
+    pub fn group(&self, row: usize, group: usize) -> (Codes<'_>, Option<Codes<'_>>) {
+        let run = self.run(group, row / RUN_ROWS * RUN_ROWS..self.num_rows.min(row + 1));
+        let fine = run.loud_rows().find(|(at, _)| *at == row % RUN_ROWS);
+        let at = group * self.num_rows + row;
+        let codes = Codes {
+            codes: &self.codes[at],
+            scale: &self.scales[at],
+        };
+        (codes, fine.map(|(_, fine)| fine))
     }
 
-    /// Group `group` of every row, as `quantize` left it. (num_rows, planes)
-    pub fn group(&self, group: usize) -> (&[[i8; CODE_GROUP]], &[GroupScale]) {
-        let len = self.num_rows * self.planes;
-        let rows = group * len..(group + 1) * len;
-        (&self.codes[rows.clone()], &self.groups[rows])
+    /// Group `group` of at most [`RUN_ROWS`] rows, the first of which is a multiple of that.
+    #[inline]
+    pub(super) fn run(&self, group: usize, rows: Range<usize>) -> RunOfCodes<'_> {
+        debug_assert!(rows.start.is_multiple_of(RUN_ROWS) && rows.len() <= RUN_ROWS);
+        let word = group * self.num_rows.div_ceil(RUN_ROWS) + rows.start / RUN_ROWS;
+        let loud = self.loud[word].load(Ordering::Relaxed);
+        let start = group * self.num_rows;
+        let at = start + rows.start..start + rows.end;
+        RunOfCodes {
+            codes: &self.codes[at.clone()],
+            scales: &self.scales[at.clone()],
+            fine_codes: &self.fine_codes[at.clone()],
+            fine_scales: &self.fine_scales[at],
+            loud: loud
+                & u64::MAX
+                    .checked_shr((RUN_ROWS - rows.len()) as u32)
+                    .unwrap_or(0),
+        }
     }
 
     /// Computes codes and scales from the values, if `needs` says so.
@@ -120,16 +186,29 @@ impl Activations {
             !needs.codes || len.is_multiple_of(CODE_GROUP),
             "bug: rows of {len} have no whole groups"
         );
-        self.planes = needs.planes();
         if needs.codes {
-            let num_groups = num_rows * self.planes * len / CODE_GROUP;
+            let num_groups = num_rows * len / CODE_GROUP;
+            let num_words = num_rows.div_ceil(RUN_ROWS) * len / CODE_GROUP;
             grow(&mut self.codes, num_groups);
-            grow(&mut self.groups, num_groups);
+            grow(&mut self.scales, num_groups);
+            grow(&mut self.fine_codes, num_groups);
+            grow(&mut self.fine_scales, num_groups);
+            self.loud
+                .resize_with(self.loud.len().max(num_words), AtomicU64::default);
+            for word in &mut self.loud[..num_words] {
+                *word.get_mut() = 0;
+            }
         }
-        let (isa, planes) = (compute.isa(), self.planes);
+        let isa = compute.isa();
         let values = SharedMut::new(&mut self.values);
-        let codes = SharedMut::new(&mut self.codes);
-        let groups = SharedMut::new(&mut self.groups);
+        let codes = SharedCodes {
+            num_rows,
+            codes: SharedMut::new(&mut self.codes),
+            scales: SharedMut::new(&mut self.scales),
+            fine_codes: SharedMut::new(&mut self.fine_codes),
+            fine_scales: SharedMut::new(&mut self.fine_scales),
+            loud: &self.loud,
+        };
         // Few short rows are quicker done than shared out.
         const MIN_ELEMENTS: usize = 4096;
         let chunk = compute
@@ -142,8 +221,8 @@ impl Activations {
                 let values = unsafe { values.part(row * len..(row + 1) * len) };
                 fill_row(row, values);
                 if needs.codes {
-                    // SAFETY: as above: the groups of a row are its own.
-                    unsafe { quantize_row(isa, values, (row, num_rows, planes), &codes, &groups) };
+                    // The groups of a row are its own, as `quantize_row` asks.
+                    quantize_row(isa, &codes, row, values);
                 }
             }
         });
@@ -157,69 +236,121 @@ fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
     }
 }
 
-/// Quantises row `row` of `num_rows`, which is whole groups.
-///
-/// # Safety
-/// Nobody else uses the codes and scales of this row meanwhile.
-unsafe fn quantize_row(
-    isa: Isa,
-    values: &[f32],
-    (row, num_rows, planes): (usize, usize, usize),
-    codes: &SharedMut<'_, [i8; CODE_GROUP]>,
-    groups: &SharedMut<'_, GroupScale>,
-) {
-    for (group, values) in values.as_chunks::<CODE_GROUP>().0.iter().enumerate() {
-        let at = (group * num_rows + row) * planes;
-        // SAFETY: as the caller promises.
-        let (codes, groups) =
-            unsafe { (codes.part(at..at + planes), groups.part(at..at + planes)) };
-        quantize_group(isa, values, &mut codes[0], &mut groups[0]);
-        if let ([coarse, fine], [scale, fine_scale]) = (&mut *codes, &mut *groups) {
-            let rest = std::array::from_fn(|i| values[i] - scale.scale * f32::from(coarse[i]));
-            quantize_group(isa, &rest, fine, fine_scale);
+/// The codes of all rows, which threads fill row by row.
+struct SharedCodes<'a> {
+    num_rows: usize,
+    codes: SharedMut<'a, [i8; CODE_GROUP]>,
+    scales: SharedMut<'a, GroupScale>,
+    fine_codes: SharedMut<'a, [i8; CODE_GROUP]>,
+    fine_scales: SharedMut<'a, GroupScale>,
+    loud: &'a [AtomicU64],
+}
+
+for_each_isa! {
+    /// Quantises a row, which is whole groups and which nobody else uses meanwhile.
+    fn quantize_row(codes: &SharedCodes<'_>, row: usize, values: &[f32]) {
+        let groups = values.as_chunks::<CODE_GROUP>().0;
+        let mut squares = 0.0;
+        for values in groups {
+            let magnitude = largest_magnitude(values);
+            squares += magnitude * magnitude;
+        }
+        let loud = LOUD * squares / groups.len() as f32;
+        let words = codes.num_rows.div_ceil(RUN_ROWS);
+        for (group, values) in groups.iter().enumerate() {
+            let at = group * codes.num_rows + row;
+            // SAFETY: each row has places of its own, and is visited once.
+            let (coarse, scale) = unsafe {
+                (&mut codes.codes.part(at..at + 1)[0], &mut codes.scales.part(at..at + 1)[0])
+            };
+            let magnitude = largest_magnitude(values);
+            quantize_group(values, magnitude, coarse, scale);
+            if magnitude * magnitude > loud {
+                // SAFETY: as above.
+                let (fine, fine_scale) = unsafe {
+                    (&mut codes.fine_codes.part(at..at + 1)[0], &mut codes.fine_scales.part(at..at + 1)[0])
+                };
+                let mut rest = *values;
+                for (rest, code) in rest.iter_mut().zip(&*coarse) {
+                    *rest -= scale.scale * f32::from(*code);
+                }
+                quantize_group(&rest, largest_magnitude(&rest), fine, fine_scale);
+                let word = &codes.loud[group * words + row / RUN_ROWS];
+                word.fetch_or(1 << (row % RUN_ROWS), Ordering::Relaxed);
+            }
         }
     }
 }
 
-for_each_isa! {
-    /// Quantises one group. One with a value that is not finite gets a scale that is not finite, so
-    /// that the fault stays visible.
-    fn quantize_group(values: &[f32; CODE_GROUP], codes: &mut [i8; CODE_GROUP], group: &mut GroupScale) {
-        // As integers, magnitudes order like their values, and NaN above infinity.
-        let mut largest = 0;
-        for value in values {
-            largest = largest.max((value.to_bits() & 0x7fff_ffff) as i32);
-        }
-        let magnitude = f32::from_bits(largest as u32);
-        let scale = magnitude * (1.0 / 127.0);
-        // Below this the inverse overflows; such a group counts as zero.
-        let inverse = if magnitude > 1e-36 { 127.0 / magnitude } else { 0.0 };
-        for (value, code) in values.iter().zip(&mut *codes) {
-            *code = (value * inverse + ROUND).to_bits() as i8;
-        }
-        let mut half_sums = [0; 2];
-        for (half, codes) in half_sums.iter_mut().zip(codes.chunks_exact(CODE_GROUP / 2)) {
-            *half = codes.iter().map(|&code| i32::from(code)).sum();
-        }
-        let sum = half_sums[0] + half_sums[1];
-        *group = GroupScale {
-            scale,
-            scaled_sum: scale * sum as f32,
-            sum,
-            half_sums,
-        };
+#[inline(always)]
+fn largest_magnitude(values: &[f32; CODE_GROUP]) -> f32 {
+    // As integers, magnitudes order like their values, and NaN above infinity.
+    let mut largest = 0;
+    for value in values {
+        largest = largest.max((value.to_bits() & 0x7fff_ffff) as i32);
     }
+    f32::from_bits(largest as u32)
+}
+
+/// Quantises one group. One with a value that is not finite gets a scale that is not finite, so that
+/// the fault stays visible.
+#[inline(always)]
+fn quantize_group(
+    values: &[f32; CODE_GROUP],
+    magnitude: f32,
+    codes: &mut [i8; CODE_GROUP],
+    group: &mut GroupScale,
+) {
+    let scale = magnitude * (1.0 / 127.0);
+    // Below this the inverse overflows; such a group counts as zero.
+    let inverse = if magnitude > 1e-36 {
+        127.0 / magnitude
+    } else {
+        0.0
+    };
+    // Whole numbers in 32 bits first: their sums need no widening.
+    let mut rounded = [0i32; CODE_GROUP];
+    for (rounded, value) in rounded.iter_mut().zip(values) {
+        *rounded = (value * inverse + ROUND)
+            .to_bits()
+            .wrapping_sub(ROUND.to_bits()) as i32;
+    }
+    let mut half_sums = [0i32; 2];
+    for (half, rounded) in half_sums
+        .iter_mut()
+        .zip(rounded.chunks_exact(CODE_GROUP / 2))
+    {
+        *half = rounded.iter().fold(0, |sum, code| sum.wrapping_add(*code));
+    }
+    for (code, rounded) in codes.iter_mut().zip(rounded) {
+        *code = rounded as i8;
+    }
+    let sum = half_sums[0].wrapping_add(half_sums[1]);
+    *group = GroupScale {
+        scale,
+        scaled_sum: scale * sum as f32,
+        sum,
+        half_sums,
+    };
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Pool;
+    use super::super::{Isa, Pool};
     use super::*;
 
     fn quantize(isa: Isa, values: &[f32; 32]) -> ([i8; 32], GroupScale) {
-        let (mut codes, mut group) = ([0; 32], GroupScale::default());
-        quantize_group(isa, values, &mut codes, &mut group);
-        (codes, group)
+        let compute = Compute::new(isa, Pool::new(1).expect("a thread"));
+        let mut x = Activations::default();
+        x.resize(1, CODE_GROUP);
+        x.values_mut().copy_from_slice(values);
+        let needs = Needs {
+            values: true,
+            codes: true,
+        };
+        x.quantize(&compute, needs);
+        let (coarse, _) = x.group(0, 0);
+        (*coarse.codes, *coarse.scale)
     }
 
     #[test]
@@ -244,26 +375,41 @@ mod tests {
     }
 
     #[test]
-    fn fine_codes_leave_a_sixty_thousandth_of_the_largest_magnitude() {
+    fn loud_groups_have_fine_codes_and_others_none() {
+        const LOUD_GROUPS: [usize; 2] = [1, 6];
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             let compute = Compute::new(isa, Pool::new(2).expect("two threads"));
-            let values: Vec<f32> = (0..3 * 64).map(|i| (i as f32 * 1.7).sin()).collect();
+            let (num_rows, len) = (67, 8 * CODE_GROUP);
+            // Of the rows, each third has loud groups; of these the first 64 fill a word.
+            let is_loud =
+                |row: usize, group: usize| row.is_multiple_of(3) && LOUD_GROUPS.contains(&group);
+            let value = |i: usize| {
+                let (row, group) = (i / len, i % len / CODE_GROUP);
+                (if is_loud(row, group) { 8.0 } else { 0.5 }) * (i as f32 * 1.7).sin()
+            };
             let mut x = Activations::default();
-            x.resize(3, 64);
-            x.values_mut().copy_from_slice(&values);
+            x.resize(num_rows, len);
+            for (i, x) in x.values_mut().iter_mut().enumerate() {
+                *x = value(i);
+            }
             let needs = Needs {
                 values: true,
                 codes: true,
-                fine: true,
             };
             x.quantize(&compute, needs);
-            for (i, value) in values.iter().enumerate() {
-                let (row, column) = (i / 64, i % 64);
-                let (codes, scales) = x.group(column / CODE_GROUP);
-                let plane =
-                    |row: usize| f32::from(codes[row][column % CODE_GROUP]) * scales[row].scale;
-                let read = plane(2 * row) + plane(2 * row + 1);
-                assert!((read - value).abs() < 1.0 / 6e4, "{isa}: {value} is {read}");
+            for i in 0..num_rows * len {
+                let (row, group) = (i / len, i % len / CODE_GROUP);
+                let (coarse, fine) = x.group(row, group);
+                assert_eq!(fine.is_some(), is_loud(row, group), "{isa}: {row}, {group}");
+                let read = [Some(coarse), fine].into_iter().flatten();
+                let read = read.map(|it| f32::from(it.codes[i % CODE_GROUP]) * it.scale.scale);
+                let error = (read.sum::<f32>() - value(i)).abs();
+                let most = if fine.is_some() {
+                    8.0 / 6e4
+                } else {
+                    0.5 / 250.0
+                };
+                assert!(error < most, "{isa}: {i} is {error:e} off");
             }
         }
     }

@@ -8,6 +8,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
 
 use std::cell::RefCell;
@@ -20,8 +22,8 @@ use super::math::exp;
 use super::shared::SharedMut;
 use super::{Compute, Isa};
 
-/// Rows of a unit, about: a multiple of the kernels' tiles.
-const UNIT_ROWS: usize = 12;
+/// Most rows of a unit, but for models with more query heads to a KV head.
+const UNIT_ROWS: usize = 14;
 
 /// The parts of a model that attention depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,13 +62,18 @@ struct Unit {
     rows: Range<usize>,
 }
 
+/// Scores of some rows with the positions of one tile.
+type Scores<const R: usize> = [[f32; TILE_TOKENS]; R];
+
 /// Buffers of a thread, kept from step to step.
 #[derive(Debug, Default)]
 struct Scratch {
     /// Where the context's tiles lie.
     tiles: Vec<u32>,
-    /// Scores, then weights. (rows of a unit, positions of the tiles)
-    scores: Vec<f32>,
+    /// Queries of the rows that a kernel takes at once. (head_dim, rows)
+    queries: Vec<f32>,
+    /// Scores, then weights: of the rows that a kernel takes at once, tile by tile.
+    scores: Vec<[f32; TILE_TOKENS]>, // (tiles, rows)
     /// What makes the weights of a row sum to 1. (rows of a unit)
     factors: Vec<f32>,
     /// (rows of a unit, padded head_dim)
@@ -229,67 +236,95 @@ fn attend_unit<'a>(
     scratch: &mut Scratch,
 ) {
     let shape = kv.shape();
+    let sums_len = num_rows * shape.padded_dim();
+    scratch.factors.clear();
+    scratch.sums.resize(scratch.sums.len().max(sums_len), 0.0);
+    let most = match isa {
+        Isa::Portable | Isa::Avx2 => 4,
+        Isa::Avx512Vnni => UNIT_ROWS,
+    };
+    for first in (0..num_rows).step_by(most) {
+        let rows = first..num_rows.min(first + most);
+        attend_rows(isa, kv, kv_head, context, (rows, query), scratch);
+    }
+}
+
+/// Attention of as many rows as a kernel takes at once.
+fn attend_rows<'a>(
+    isa: Isa,
+    kv: &KvStorage,
+    kv_head: usize,
+    context: &Context,
+    (rows, query): (Range<usize>, &dyn Fn(usize) -> &'a [f32]),
+    scratch: &mut Scratch,
+) {
+    let shape = kv.shape();
     let Scratch {
         tiles,
+        queries,
         scores,
         factors,
         sums,
     } = scratch;
-    let stride = tiles.len() * TILE_TOKENS;
-    scores.resize(scores.len().max(num_rows * stride), 0.0);
-    sums.resize(sums.len().max(num_rows * shape.padded_dim()), 0.0);
-    let keys = kv.head_keys(kv_head);
-    let values = kv.head_values(kv_head);
-    for_each_tile(num_rows, |first, rows| {
-        let scores = &mut scores[first * stride..(first + rows) * stride];
-        add_scores(isa, keys, tiles, (rows, &|row| query(first + row)), scores);
-    });
+    let len = rows.len();
+    queries.clear();
+    queries.resize(len * shape.head_dim, 0.0);
+    for (r, row) in rows.clone().enumerate() {
+        for (query, queries) in query(row).iter().zip(queries.chunks_exact_mut(len)) {
+            queries[r] = *query;
+        }
+    }
+    let num_scores = len * tiles.len();
+    scores.resize(scores.len().max(num_scores), [0.0; TILE_TOKENS]);
+    let scores = &mut scores[..num_scores];
+    multiply_keys(isa, kv.head_keys(kv_head), tiles, (len, queries), scores);
     let scale = (shape.head_dim as f32).powf(-0.5);
-    factors.clear();
-    for (row, scores) in scores.chunks_exact_mut(stride).take(num_rows).enumerate() {
-        factors.push(softmax(isa, scores, context.visible(row), scale));
+    for (r, row) in rows.clone().enumerate() {
+        factors.push(softmax(isa, scores, r, len, context.visible(row), scale));
     }
-    for_each_tile(num_rows, |first, rows| {
-        let weights = &scores[first * stride..(first + rows) * stride];
-        let sums = &mut sums[first * shape.padded_dim()..(first + rows) * shape.padded_dim()];
-        sum_values(isa, values, tiles, (rows, weights, context.len), sums);
-    });
+    let sums = &mut sums[rows.start * shape.padded_dim()..rows.end * shape.padded_dim()];
+    let values = kv.head_values(kv_head);
+    sum_values(isa, values, tiles, (len, scores, context.len), sums);
 }
 
-/// Splits rows into tiles of at most 4.
-fn for_each_tile(num_rows: usize, mut f: impl FnMut(usize, usize)) {
-    let mut row = 0;
-    while row < num_rows {
-        let tile_rows = (num_rows - row).min(4);
-        f(row, tile_rows);
-        row += tile_rows;
-    }
+/// Calls a kernel's version for a number of rows that is a constant to it.
+macro_rules! with_rows {
+    ($rows:expr, [$($row:literal)*], $kernel:ident :: $name:ident, $args:tt) => {
+        match $rows {
+            $($row => with_rows!(@call $row, $kernel, $name, $args),)*
+            rows => panic!("bug: {rows} rows at once"),
+        }
+    };
+    (@call $row:literal, $kernel:ident, scores, ($keys:ident, $tiles:ident, $queries:ident, $scores:ident)) => {
+        $kernel::scores::<$row>($keys, $tiles, $queries.as_chunks().0, $scores.as_chunks_mut().0)
+    };
+    (@call $row:literal, $kernel:ident, sum_values, ($values:ident, $tiles:ident, $weights:ident, $len:ident, $sums:ident)) => {
+        $kernel::sum_values::<$row>($values, $tiles, $weights.as_chunks().0, $len, $sums)
+    };
 }
 
-/// Products of each query with each position of the tiles. (rows, positions)
-fn add_scores<'a>(
+/// Products of each query with each position of the tiles: queries (head_dim, rows), scores
+/// (tiles, rows).
+fn multiply_keys(
     isa: Isa,
     keys: &[u16],
     tiles: &[u32],
-    (rows, query): (usize, &dyn Fn(usize) -> &'a [f32]),
-    scores: &mut [f32],
+    (rows, queries): (usize, &[f32]),
+    scores: &mut [[f32; TILE_TOKENS]],
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a Compute holds only an instruction set that the machine has.
-        Isa::Avx2 => unsafe {
-            match rows {
-                1 => avx2::scores::<1>(keys, tiles, std::array::from_fn(query), scores),
-                3 => avx2::scores::<3>(keys, tiles, std::array::from_fn(query), scores),
-                2 => avx2::scores::<2>(keys, tiles, std::array::from_fn(query), scores),
-                _ => avx2::scores::<4>(keys, tiles, std::array::from_fn(query), scores),
-            }
+        Isa::Avx512Vnni => unsafe {
+            with_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], avx512::scores,
+                (keys, tiles, queries, scores));
         },
-        _ => {
-            for (row, scores) in scores.chunks_exact_mut(scores.len() / rows).enumerate() {
-                portable::scores(keys, tiles, query(row), scores);
-            }
-        }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe {
+            with_rows!(rows, [1 2 3 4], avx2::scores, (keys, tiles, queries, scores));
+        },
+        _ => with_rows!(rows, [1 2 3 4], portable::scores, (keys, tiles, queries, scores)),
     }
 }
 
@@ -298,47 +333,48 @@ fn sum_values(
     isa: Isa,
     values: &[u16],
     tiles: &[u32],
-    (rows, weights, len): (usize, &[f32], usize),
+    (rows, weights, len): (usize, &[[f32; TILE_TOKENS]], usize),
     sums: &mut [f32],
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a Compute holds only an instruction set that the machine has.
-        Isa::Avx2 => unsafe {
-            match rows {
-                1 => avx2::sum_values::<1>(values, tiles, weights, len, sums),
-                3 => avx2::sum_values::<3>(values, tiles, weights, len, sums),
-                2 => avx2::sum_values::<2>(values, tiles, weights, len, sums),
-                _ => avx2::sum_values::<4>(values, tiles, weights, len, sums),
-            }
+        Isa::Avx512Vnni => unsafe {
+            with_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], avx512::sum_values,
+                (values, tiles, weights, len, sums));
         },
-        _ => {
-            let stride = weights.len() / rows;
-            let rows = weights
-                .chunks_exact(stride)
-                .zip(sums.chunks_exact_mut(sums.len() / rows));
-            for (weights, sums) in rows {
-                portable::sum_values(values, tiles, &weights[..len], sums);
-            }
-        }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe {
+            with_rows!(rows, [1 2 3 4], avx2::sum_values, (values, tiles, weights, len, sums));
+        },
+        _ => with_rows!(rows, [1 2 3 4], portable::sum_values, (values, tiles, weights, len, sums)),
     }
 }
 
 for_each_isa! {
-    /// Turns scores into weights, 0 outside `visible`; returns what makes their sum 1.
-    fn softmax(scores: &mut [f32], visible: Range<usize>, scale: f32) -> f32 {
-        scores[..visible.start].fill(f32::NEG_INFINITY);
-        scores[visible.end..].fill(f32::NEG_INFINITY);
-        let tiles = scores.as_chunks_mut::<TILE_TOKENS>().0;
+    /// Turns the scores of row `row` of `rows` into weights, 0 outside `visible`; returns what makes
+    /// their sum 1.
+    fn softmax(
+        scores: &mut [[f32; TILE_TOKENS]],
+        row: usize,
+        rows: usize,
+        visible: Range<usize>,
+        scale: f32,
+    ) -> f32 {
+        let len = scores.len() / rows * TILE_TOKENS;
+        for hidden in (0..visible.start).chain(visible.end..len) {
+            scores[hidden / TILE_TOKENS * rows + row][hidden % TILE_TOKENS] = f32::NEG_INFINITY;
+        }
         let mut largest = [f32::NEG_INFINITY; TILE_TOKENS];
-        for tile in &*tiles {
+        for tile in scores.iter().skip(row).step_by(rows) {
             for (largest, score) in largest.iter_mut().zip(tile) {
                 *largest = if *score > *largest { *score } else { *largest };
             }
         }
         let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
         let mut sums = [0.0; TILE_TOKENS];
-        for tile in tiles {
+        for tile in scores.iter_mut().skip(row).step_by(rows) {
             for (sum, score) in sums.iter_mut().zip(tile) {
                 *score = exp((*score - largest) * scale);
                 *sum += *score;

@@ -110,30 +110,36 @@ impl Activation {
 
     /// `gates = activation(gates) * values`
     pub(super) fn apply_gate(self, isa: Isa, gates: &mut [f32], values: &[f32]) {
-        self.apply(isa, gates);
-        for (gate, value) in gates.iter_mut().zip(values) {
-            *gate *= value;
+        match self {
+            Self::Silu => silu_gate(isa, gates, values),
+            Self::Gelu => gelu_erf_gate(isa, gates, values),
+            Self::GeluTanh => gelu_tanh_gate(isa, gates, values),
         }
     }
 }
 
-for_each_isa! {
-    fn silu_slice(values: &mut [f32]) {
-        values.iter_mut().for_each(|x| *x = silu(*x));
-    }
+/// Defines an activation of a slice, and of the gates of other values.
+macro_rules! activation_of_slices {
+    ($slice:ident, $gate:ident, $function:ident) => {
+        for_each_isa! {
+            fn $slice(values: &mut [f32]) {
+                values.iter_mut().for_each(|x| *x = $function(*x));
+            }
+        }
+
+        for_each_isa! {
+            fn $gate(gates: &mut [f32], values: &[f32]) {
+                for (gate, value) in gates.iter_mut().zip(values) {
+                    *gate = $function(*gate) * value;
+                }
+            }
+        }
+    };
 }
 
-for_each_isa! {
-    fn gelu_erf_slice(values: &mut [f32]) {
-        values.iter_mut().for_each(|x| *x = gelu_erf(*x));
-    }
-}
-
-for_each_isa! {
-    fn gelu_tanh_slice(values: &mut [f32]) {
-        values.iter_mut().for_each(|x| *x = gelu_tanh(*x));
-    }
-}
+activation_of_slices!(silu_slice, silu_gate, silu);
+activation_of_slices!(gelu_erf_slice, gelu_erf_gate, gelu_erf);
+activation_of_slices!(gelu_tanh_slice, gelu_tanh_gate, gelu_tanh);
 
 impl Rotation {
     /// The angles of a step's tokens: position times frequency, for each pair of a head.

@@ -9,11 +9,13 @@ pub enum Isa {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI, beside all that `Avx2` has.
+    Avx512Vnni,
 }
 
 impl Isa {
     /// All of them, whether or not this machine has them.
-    pub const ALL: [Self; 2] = [Self::Portable, Self::Avx2];
+    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512Vnni];
 
     /// The widest that this machine has.
     pub fn detect() -> Self {
@@ -31,8 +33,17 @@ impl Isa {
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 => false,
+            Self::Avx2 | Self::Avx512Vnni => false,
         }
     }
 }
@@ -42,6 +53,7 @@ impl fmt::Display for Isa {
         f.write_str(match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
+            Self::Avx512Vnni => "avx512-vnni",
         })
     }
 }
@@ -62,7 +74,16 @@ macro_rules! for_each_isa {
                 portable($($arg),*)
             }
 
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? {
+                portable($($arg),*)
+            }
+
             match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as below.
+                $crate::kernels::Isa::Avx512Vnni => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: whoever holds this value made sure that the machine has it; see Compute.
                 $crate::kernels::Isa::Avx2 => unsafe { avx2($($arg),*) },

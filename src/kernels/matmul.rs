@@ -6,19 +6,18 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::activations::{Activations, Needs};
+use super::activations::{Activations, Needs, RUN_ROWS};
 use super::elementwise::Activation;
 use super::packed::{PANEL_ROWS, PackedMatrix, Panel};
 use super::shared::SharedMut;
 use super::{Compute, Isa};
-
-/// Most rows that a panel is multiplied with at once: their sums stay in the first cache.
-const MAX_ROWS: usize = 64;
 
 /// Results of some rows for one panel. (rows, 16)
 type Sums = [[f32; PANEL_ROWS]];
@@ -63,10 +62,9 @@ pub fn matmul(
             let column = part_column + index * PANEL_ROWS;
             let len = PANEL_ROWS.min(part_column + part.outputs() - column);
             let panel = part.panel(index);
-            let planes = planes_of(&panel, x);
-            for_rows::<1>(x.num_rows(), planes, |rows, [sums]| {
-                multiply(isa, &panel, x, rows.start * planes, sums);
-                for (row, results) in rows.zip(add_planes(sums, planes)) {
+            for_rows::<1>(x.num_rows(), |rows, [sums]| {
+                multiply(isa, &panel, x, rows.start, sums);
+                for (row, results) in rows.zip(sums) {
                     // SAFETY: each panel is visited once; these columns of y are its own.
                     let y = unsafe { y.part(row * width + column..row * width + column + len) };
                     let bias = bias.map(|bias| &bias[column..column + len]);
@@ -110,12 +108,9 @@ pub fn matmul_gated(
             let column = index * PANEL_ROWS;
             let len = PANEL_ROWS.min(width - column);
             let (gate, up) = (gate.panel(index), up.panel(index));
-            let planes = planes_of(&gate, x);
-            assert_eq!(planes, planes_of(&up, x), "bug: fine codes for one of two");
-            for_rows::<2>(x.num_rows(), planes, |rows, [gates, ups]| {
-                multiply(isa, &gate, x, rows.start * planes, gates);
-                multiply(isa, &up, x, rows.start * planes, ups);
-                let (gates, ups) = (add_planes(gates, planes), add_planes(ups, planes));
+            for_rows::<2>(x.num_rows(), |rows, [gates, ups]| {
+                multiply(isa, &gate, x, rows.start, gates);
+                multiply(isa, &up, x, rows.start, ups);
                 if let Some(biases) = biases {
                     add_to_rows(gates, &biases[column..column + len]);
                     add_to_rows(ups, &biases[width + column..width + column + len]);
@@ -156,45 +151,17 @@ fn locate(parts: &[PackedMatrix], mut index: usize) -> (&PackedMatrix, usize, us
     panic!("bug: a panel beyond the last");
 }
 
-/// Rows of sums that a row of `x` makes with a panel.
-fn planes_of(panel: &Panel<'_>, x: &Activations) -> usize {
-    match panel.format.is_dense() {
-        true => 1,
-        false => x.planes(),
-    }
-}
-
-/// Adds the sums of a row's planes; returns one row of sums for each row.
-fn add_planes(sums: &mut Sums, planes: usize) -> &mut Sums {
-    if planes == 1 {
-        return sums;
-    }
-    let num_rows = sums.len() / planes;
-    for row in 0..num_rows {
-        let [coarse, fine] = [sums[2 * row], sums[2 * row + 1]];
-        for (sum, (coarse, fine)) in sums[row].iter_mut().zip(coarse.iter().zip(fine)) {
-            *sum = coarse + fine;
-        }
-    }
-    &mut sums[..num_rows]
-}
-
-/// Splits rows into runs of at most `MAX_ROWS` rows of sums, `planes` a row, each with `N` buffers
-/// of zeros.
-fn for_rows<const N: usize>(
-    num_rows: usize,
-    planes: usize,
-    mut f: impl FnMut(Range<usize>, [&mut Sums; N]),
-) {
+/// Splits rows into runs, whose sums stay in the first cache, each with `N` buffers of zeros.
+fn for_rows<const N: usize>(num_rows: usize, mut f: impl FnMut(Range<usize>, [&mut Sums; N])) {
     thread_local! {
         static SUMS: RefCell<Vec<[f32; PANEL_ROWS]>> = const { RefCell::new(Vec::new()) };
     }
     SUMS.with_borrow_mut(|sums| {
-        for start in (0..num_rows).step_by(MAX_ROWS / planes) {
-            let rows = start..num_rows.min(start + MAX_ROWS / planes);
+        for start in (0..num_rows).step_by(RUN_ROWS) {
+            let rows = start..num_rows.min(start + RUN_ROWS);
             sums.clear();
-            sums.resize(N * planes * rows.len(), [0.0; PANEL_ROWS]);
-            let mut buffers = sums.chunks_exact_mut(planes * rows.len());
+            sums.resize(N * rows.len(), [0.0; PANEL_ROWS]);
+            let mut buffers = sums.chunks_exact_mut(rows.len());
             f(
                 rows,
                 std::array::from_fn(|_| buffers.next().expect("bug: N buffers")),
@@ -210,8 +177,11 @@ fn multiply(isa: Isa, panel: &Panel<'_>, x: &Activations, first: usize, sums: &m
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a Compute holds only an instruction set that the machine has.
         Isa::Avx2 => unsafe { avx2::multiply(panel, x, first, sums) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512Vnni => unsafe { avx512::multiply(panel, x, first, sums) },
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 => unreachable!("bug: AVX2 on another architecture"),
+        isa => unreachable!("bug: {isa} on another architecture"),
     }
 }
 

@@ -22,7 +22,7 @@ mod packed;
 mod pool;
 mod shared;
 
-pub use activations::{Activations, CODE_GROUP, GroupScale, Needs};
+pub use activations::{Activations, CODE_GROUP, Codes, GroupScale, Needs};
 pub use attention::{AttentionBatch, AttentionPlan, AttentionShape, attend};
 pub use blocks::SourceFormat;
 pub use elementwise::{Activation, HeadTransform, NormKind, Rotation, activate, embed, normalize};

@@ -49,29 +49,29 @@ fn pack(compute: &Compute, format: SourceFormat, bytes: &[u8], n: usize, k: usiz
 }
 
 fn activations(compute: &Compute, rows: usize, len: usize, values: &[f32]) -> Activations {
-    activations_of(compute, rows, len, values, false)
-}
-
-fn activations_of(
-    compute: &Compute,
-    rows: usize,
-    len: usize,
-    values: &[f32],
-    fine: bool,
-) -> Activations {
     let mut x = Activations::default();
     x.resize(rows, len);
     x.values_mut().copy_from_slice(values);
     let codes = len.is_multiple_of(32);
-    x.quantize(
-        compute,
-        Needs {
-            values: true,
-            codes,
-            fine,
-        },
-    );
+    let needs = Needs {
+        values: true,
+        codes,
+    };
+    x.quantize(compute, needs);
     x
+}
+
+/// Noise with one loud group in four, which are at other places in each row.
+fn uneven_noise(rows: usize, len: usize, seed: u64) -> Vec<f32> {
+    let mut values = noise(rows * len, seed);
+    for (row, values) in values.chunks_exact_mut(len).enumerate() {
+        for (group, values) in values.chunks_mut(32).enumerate() {
+            if (row + group).is_multiple_of(4) {
+                values.iter_mut().for_each(|value| *value *= 9.0);
+            }
+        }
+    }
+    values
 }
 
 fn product(compute: &Compute, matrix: &PackedMatrix, x: &Activations) -> Vec<f32> {
@@ -94,10 +94,9 @@ fn exact_product(matrix: &PackedMatrix, x: &Activations) -> Vec<(f64, f64)> {
         let value = |i: usize| match matrix.format().is_dense() {
             true => f64::from(x.values()[row * k + i]),
             false => {
-                let (codes, scales) = x.group(i / 32);
-                let code_rows = row * x.planes()..(row + 1) * x.planes();
-                code_rows
-                    .map(|row| f64::from(codes[row][i % 32]) * f64::from(scales[row].scale))
+                let (coarse, fine) = x.group(row, i / 32);
+                let read = [Some(coarse), fine].into_iter().flatten();
+                read.map(|it| f64::from(it.codes[i % 32]) * f64::from(it.scale.scale))
                     .sum()
             }
         };
@@ -195,17 +194,21 @@ fn products_are_right_in_every_format_and_shape() {
                 _ => [any.as_slice(), &groups].concat(),
             };
             for inputs in lens {
-                for (outputs, rows) in [(1, 1), (16, 2), (17, 3), (33, 4), (64, 5), (40, 13)] {
+                for (outputs, rows) in [
+                    (1, 1),
+                    (16, 2),
+                    (17, 3),
+                    (33, 4),
+                    (64, 5),
+                    (40, 13),
+                    (16, 131),
+                ] {
                     let (bytes, _) = stored(dtype, outputs, inputs);
                     let matrix = pack(&compute, format, &bytes, outputs, inputs);
-                    for fine in [false, true] {
-                        let values = noise(rows * inputs, 5);
-                        let x = activations_of(&compute, rows, inputs, &values, fine);
-                        let what =
-                            format!("{isa} {format:?} {rows} x {inputs} x {outputs}, fine: {fine}");
-                        let y = product(&compute, &matrix, &x);
-                        assert_close(&what, &y, &exact_product(&matrix, &x), 3e-6);
-                    }
+                    let x = activations(&compute, rows, inputs, &uneven_noise(rows, inputs, 5));
+                    let what = format!("{isa} {format:?} {rows} x {inputs} x {outputs}");
+                    let y = product(&compute, &matrix, &x);
+                    assert_close(&what, &y, &exact_product(&matrix, &x), 3e-6);
                 }
             }
         }
@@ -243,8 +246,12 @@ fn products_are_right_at_the_extremes() {
                 let num_blocks = 16 * inputs / format.block_len();
                 let bytes = block.repeat(num_blocks);
                 let matrix = pack(&compute, format, &bytes, 16, inputs);
-                for signs in [[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]] {
-                    let values: Vec<f32> = (0..5 * inputs).map(|i| signs[i % 2]).collect();
+                let signs = [[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [1.0, 0.499]];
+                for signs in signs {
+                    // The first group is loud, and leaves as much over as a group can.
+                    let loud = |i: usize| if i % inputs < 32 { 100.1 } else { 1.0 };
+                    let value = |i: usize| signs[i % 2] * loud(i);
+                    let values: Vec<f32> = (0..5 * inputs).map(value).collect();
                     let x = activations(&compute, 5, inputs, &values);
                     let what = format!("{isa} {format:?} of {byte:#04x} with {signs:?}");
                     let y = product(&compute, &matrix, &x);
@@ -263,11 +270,11 @@ fn a_row_has_the_same_bits_in_every_batch_and_with_any_threads() {
             let (inputs, outputs, rows) = (512, 200, 23);
             let (bytes, _) = stored(dtype, outputs, inputs);
             let matrix = pack(&alone, format, &bytes, outputs, inputs);
-            let values = noise(rows * inputs, 11);
-            for (fine, threads) in [(false, 1), (false, 2), (false, 5), (true, 1), (true, 5)] {
+            let values = uneven_noise(rows, inputs, 11);
+            for threads in [1, 2, 5] {
                 let expected: Vec<f32> = values
                     .chunks_exact(inputs)
-                    .map(|row| activations_of(&alone, 1, inputs, row, fine))
+                    .map(|row| activations(&alone, 1, inputs, row))
                     .flat_map(|row| product(&alone, &matrix, &row))
                     .collect();
                 let compute = compute(isa, threads);
@@ -275,7 +282,7 @@ fn a_row_has_the_same_bits_in_every_batch_and_with_any_threads() {
                     let mut actual = Vec::new();
                     for values in values.chunks(batch * inputs) {
                         let rows = values.len() / inputs;
-                        let x = activations_of(&compute, rows, inputs, values, fine);
+                        let x = activations(&compute, rows, inputs, values);
                         actual.extend(product(&compute, &matrix, &x));
                     }
                     let same = actual
@@ -299,11 +306,12 @@ fn instruction_sets_agree() {
             let (inputs, outputs, rows) = (1536, 48, 6);
             let (bytes, _) = stored(dtype, outputs, inputs);
             let matrix = pack(&portable, format, &bytes, outputs, inputs);
-            let values = noise(rows * inputs, 13);
+            let values = uneven_noise(rows, inputs, 13);
             let x = activations(&portable, rows, inputs, &values);
             let same_x = activations(&wide, rows, inputs, &values);
-            for group in 0..inputs / 32 {
-                assert_eq!(x.group(group), same_x.group(group), "{isa}, group {group}");
+            for (row, group) in (0..rows).flat_map(|row| (0..inputs / 32).map(move |g| (row, g))) {
+                let (ours, theirs) = (x.group(row, group), same_x.group(row, group));
+                assert_eq!(ours, theirs, "{isa}, row {row}, group {group}");
             }
             let sizes = exact_product(&matrix, &x);
             let expected = product(&portable, &matrix, &x);
@@ -332,8 +340,7 @@ fn parts_follow_one_another_and_bias_and_residual_are_added() {
             needs(&parts),
             Needs {
                 values: true,
-                codes: true,
-                fine: false
+                codes: true
             }
         );
         let x = activations(&compute, rows, inputs, &noise(rows * inputs, 17));

@@ -10,7 +10,6 @@ use crate::{assert_close, compute, isas, noise};
 const VALUES: Needs = Needs {
     values: true,
     codes: false,
-    fine: false,
 };
 
 /// Numbers with the magnitude that bounds their rounding.

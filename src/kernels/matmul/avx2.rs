@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 
 use super::Sums;
-use crate::kernels::activations::{Activations, CODE_GROUP, GroupScale};
+use crate::kernels::activations::{Activations, CODE_GROUP, Codes as RowCodes};
 use crate::kernels::packed::{HALVES, LANES, PANEL_ROWS, Panel, PanelFormat, STEP, STEPS_OF_GROUP};
 
 /// One value for each of a panel's rows.
@@ -84,17 +84,23 @@ fn multiply_codes<const BITS: u32>(
             },
             zero: panel.format.zero(),
         };
-        let (x, scales) = x.group(group);
-        let (mut x, mut scales) = (&x[first..], &scales[first..]);
-        let mut sums = &mut *sums;
-        while !sums.is_empty() {
-            let rows = match sums.len() {
-                4.. => add_rows::<BITS, 4>(codes, steps, &weights, x, scales, sums),
-                3 => add_rows::<BITS, 3>(codes, steps, &weights, x, scales, sums),
-                2 => add_rows::<BITS, 2>(codes, steps, &weights, x, scales, sums),
-                _ => add_rows::<BITS, 1>(codes, steps, &weights, x, scales, sums),
-            };
-            (x, scales, sums) = (&x[rows..], &scales[rows..], &mut sums[rows..]);
+        let run = x.run(group, first..first + sums.len());
+        let mut row = 0;
+        while row < sums.len() {
+            match sums.len() - row {
+                4.. => add_rows::<BITS, 4>(codes, steps, &weights, run.rows(row), sums),
+                3 => add_rows::<BITS, 3>(codes, steps, &weights, run.rows(row), sums),
+                2 => add_rows::<BITS, 2>(codes, steps, &weights, run.rows(row), sums),
+                _ => add_rows::<BITS, 1>(codes, steps, &weights, run.rows(row), sums),
+            }
+            row += 4;
+        }
+        let mut loud = run.loud_rows();
+        while let Some(first) = loud.next() {
+            match loud.next() {
+                Some(second) => add_rows::<BITS, 2>(codes, steps, &weights, [first, second], sums),
+                None => add_rows::<BITS, 1>(codes, steps, &weights, [first], sums),
+            }
         }
     }
 }
@@ -112,41 +118,46 @@ fn prefetch(bytes: &[u8], offset: usize, len: usize) {
     }
 }
 
-/// Adds a group's products with the first `R` rows, and says how many that were.
+/// Adds a group's products with `R` rows to their sums.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn add_rows<const BITS: u32, const R: usize>(
     codes: &Codes,
     steps: usize,
     weights: &GroupWeights,
-    x: &[[i8; CODE_GROUP]],
-    scales: &[GroupScale],
+    x: [(usize, RowCodes<'_>); R],
     sums: &mut Sums,
-) -> usize {
-    let x: &[[i8; CODE_GROUP]; R] = x.first_chunk().expect("bug: R rows");
-    let scales: &[GroupScale; R] = scales.first_chunk().expect("bug: R rows");
-    let sums: &mut [[f32; PANEL_ROWS]; R] = sums.first_chunk_mut().expect("bug: R rows");
-    match BITS {
-        4 => {
-            let products = dot(codes, x, 0, steps);
-            add_scaled(products.map(|p| widen(p)), weights, scales, sums);
+) {
+    // Q6 has a scale for each half of the group.
+    let halves = if BITS == 6 { 2 } else { 1 };
+    for half in 0..halves {
+        let products = dot_part::<BITS, R>(codes, steps, x.map(|(_, x)| x.codes), half);
+        match BITS {
+            6 => add_scaled_half(products, half, weights, x, sums),
+            _ => add_scaled(products, weights, x, sums),
         }
-        5 => {
-            let (first, second) = (dot(codes, x, 0, steps), dot(codes, x, steps, steps));
-            add_scaled(widen_and_add(first, second), weights, scales, sums);
-        }
-        6 => {
-            for half in 0..2 {
-                let start = 2 * half * steps;
-                let first = dot(codes, x, start, steps);
-                let second = dot(codes, x, start + steps, steps);
-                let products = widen_and_add(first, second);
-                add_scaled_half(products, half, weights, scales, sums);
-            }
-        }
-        _ => add_scaled(dot_signed(codes, x, steps), weights, scales, sums),
     }
-    R
+}
+
+/// 32-bit products of `R` rows with a group, or with a half of it where halves have scales.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_part<const BITS: u32, const R: usize>(
+    codes: &Codes,
+    steps: usize,
+    x: [&[i8; CODE_GROUP]; R],
+    half: usize,
+) -> [Pair; R] {
+    match BITS {
+        4 => dot(codes, x, 0, steps).map(|products| widen(products)),
+        5 => widen_and_add(dot(codes, x, 0, steps), dot(codes, x, steps, steps)),
+        6 => {
+            let start = 2 * half * steps;
+            let first = dot(codes, x, start, steps);
+            widen_and_add(first, dot(codes, x, start + steps, steps))
+        }
+        _ => dot_signed(codes, x, steps),
+    }
 }
 
 /// 16-bit products of `R` rows with unsigned codes, over some steps of a group.
@@ -154,7 +165,7 @@ fn add_rows<const BITS: u32, const R: usize>(
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot<const R: usize>(
     codes: &Codes,
-    x: &[[i8; CODE_GROUP]; R],
+    x: [&[i8; CODE_GROUP]; R],
     start: usize,
     steps: usize,
 ) -> [Pair; R] {
@@ -165,7 +176,7 @@ fn dot<const R: usize>(
         let codes = load_pair(unsafe { codes.get_unchecked(step) });
         for r in 0..R {
             // SAFETY: as above.
-            let x = unsafe { broadcast_step(&x[r], step) };
+            let x = unsafe { broadcast_step(x[r], step) };
             for half in 0..2 {
                 let products = _mm256_maddubs_epi16(codes[half], x);
                 sums[r][half] = _mm256_add_epi16(sums[r][half], products);
@@ -178,7 +189,7 @@ fn dot<const R: usize>(
 /// 32-bit products of `R` rows with signed codes, over a group.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_signed<const R: usize>(codes: &Codes, x: &[[i8; CODE_GROUP]; R], steps: usize) -> [Pair; R] {
+fn dot_signed<const R: usize>(codes: &Codes, x: [&[i8; CODE_GROUP]; R], steps: usize) -> [Pair; R] {
     assert!(steps <= STEPS_OF_GROUP, "bug: steps of one group");
     let ones = _mm256_set1_epi16(1);
     let mut sums = [[_mm256_setzero_si256(); 2]; R];
@@ -189,7 +200,7 @@ fn dot_signed<const R: usize>(codes: &Codes, x: &[[i8; CODE_GROUP]; R], steps: u
         let magnitudes = codes.map(|codes| _mm256_abs_epi8(codes));
         for r in 0..R {
             // SAFETY: as above.
-            let x = unsafe { broadcast_step(&x[r], step) };
+            let x = unsafe { broadcast_step(x[r], step) };
             for half in 0..2 {
                 let signed = _mm256_sign_epi8(x, codes[half]);
                 let products = _mm256_maddubs_epi16(magnitudes[half], signed);
@@ -226,15 +237,17 @@ fn widen_and_add<const R: usize>(first: [Pair; R], second: [Pair; R]) -> [Pair; 
 fn add_scaled<const R: usize>(
     products: [Pair; R],
     weights: &GroupWeights,
-    scales: &[GroupScale; R],
-    sums: &mut [[f32; PANEL_ROWS]; R],
+    x: [(usize, RowCodes<'_>); R],
+    sums: &mut Sums,
 ) {
     for r in 0..R {
-        let x_scale = _mm256_set1_ps(scales[r].scale);
-        let mut row = load_sums(&sums[r]);
+        let (row, RowCodes { scale, .. }) = x[r];
+        let sums = &mut sums[row];
+        let x_scale = _mm256_set1_ps(scale.scale);
+        let mut row = load_sums(sums);
         let mut products = products[r];
         if weights.zero != 0 {
-            let zero = _mm256_set1_epi32(weights.zero * scales[r].sum);
+            let zero = _mm256_set1_epi32(weights.zero * scale.sum);
             products = products.map(|product| _mm256_sub_epi32(product, zero));
         }
         for half in 0..2 {
@@ -243,12 +256,12 @@ fn add_scaled<const R: usize>(
             row[half] = _mm256_fmadd_ps(product, x_scale, row[half]);
         }
         if let Some(mins) = weights.mins {
-            let scaled_sum = _mm256_set1_ps(scales[r].scaled_sum);
+            let scaled_sum = _mm256_set1_ps(scale.scaled_sum);
             for half in 0..2 {
                 row[half] = _mm256_fmadd_ps(mins[half], scaled_sum, row[half]);
             }
         }
-        store_sums(&mut sums[r], row);
+        store_sums(sums, row);
     }
 }
 
@@ -259,19 +272,21 @@ fn add_scaled_half<const R: usize>(
     products: [Pair; R],
     part: usize,
     weights: &GroupWeights,
-    scales: &[GroupScale; R],
-    sums: &mut [[f32; PANEL_ROWS]; R],
+    x: [(usize, RowCodes<'_>); R],
+    sums: &mut Sums,
 ) {
     for r in 0..R {
-        let x_scale = _mm256_set1_ps(scales[r].scale);
-        let mut row = load_sums(&sums[r]);
-        let zero = _mm256_set1_epi32(weights.zero * scales[r].half_sums[part]);
+        let (row, RowCodes { scale, .. }) = x[r];
+        let sums = &mut sums[row];
+        let x_scale = _mm256_set1_ps(scale.scale);
+        let mut row = load_sums(sums);
+        let zero = _mm256_set1_epi32(weights.zero * scale.half_sums[part]);
         for half in 0..2 {
             let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[r][half], zero));
             let product = _mm256_mul_ps(product, weights.scales[part][half]);
             row[half] = _mm256_fmadd_ps(product, x_scale, row[half]);
         }
-        store_sums(&mut sums[r], row);
+        store_sums(sums, row);
     }
 }
 

@@ -22,10 +22,12 @@ pub(super) fn multiply(panel: &Panel<'_>, x: &Activations, first: usize, sums: &
     }
     for group in 0..panel.num_groups() {
         let weights = UnpackedGroup::new(panel, group);
-        let (codes, scales) = x.group(group);
-        let rows = codes[first..].iter().zip(&scales[first..]);
-        for ((codes, scale), sums) in rows.zip(&mut *sums) {
+        let x = x.run(group, first..first + sums.len());
+        for ((codes, scale), sums) in x.codes.iter().zip(x.scales).zip(&mut *sums) {
             weights.add_products(codes, scale, sums);
+        }
+        for (row, x) in x.loud_rows() {
+            weights.add_products(x.codes, x.scale, &mut sums[row]);
         }
     }
 }

@@ -55,9 +55,8 @@ impl Linear {
         Ok(halves)
     }
 
-    /// Fine codes: cpu.rs says why.
     pub fn needs(&self) -> Needs {
-        needs(&self.parts).fine()
+        needs(&self.parts)
     }
 
     pub fn num_bytes(&self) -> usize {

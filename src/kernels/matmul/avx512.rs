@@ -1,0 +1,301 @@
+//! The product in AVX-512 with VNNI: 16 rows of weights are one register of 32-bit lanes.
+//!
+//! `vpdpbusd` multiplies four unsigned codes of a lane with four signed activations and adds the sum
+//! to the lane's 32 bits. A group's codes stay in eight registers while all rows pass by; each row's
+//! activations are broadcast from memory, four bytes an instruction. Signed codes (Q8_0) are moved up
+//! by 128, which then is their zero.
+
+use std::arch::x86_64::*;
+
+use super::Sums;
+use crate::kernels::activations::{Activations, Codes as RowCodes};
+use crate::kernels::packed::{HALVES, LANES, PANEL_ROWS, Panel, PanelFormat, STEP, STEPS_OF_GROUP};
+
+/// The codes of a group: a register for each step.
+type Codes = [__m512i; STEPS_OF_GROUP];
+
+/// What turns a group's integer products into weights' products.
+#[derive(Clone, Copy)]
+struct GroupWeights {
+    codes: Codes,
+    /// Of the first and the second 16 inputs, where they have scales of their own.
+    scales: [__m512; 2],
+    /// Where codes have no zero.
+    mins: __m512,
+}
+
+/// Adds rows from `first` on times one panel.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn multiply(panel: &Panel<'_>, x: &Activations, first: usize, sums: &mut Sums) {
+    match panel.format {
+        PanelFormat::Q4Zero => multiply_codes::<4, 8>(panel, x, first, sums),
+        PanelFormat::Q4Min => multiply_codes::<4, 0>(panel, x, first, sums),
+        PanelFormat::Q5Zero => multiply_codes::<5, 16>(panel, x, first, sums),
+        PanelFormat::Q5Min => multiply_codes::<5, 0>(panel, x, first, sums),
+        PanelFormat::Q6 => multiply_codes::<6, 32>(panel, x, first, sums),
+        PanelFormat::Q8 => multiply_codes::<8, 128>(panel, x, first, sums),
+        PanelFormat::F32 | PanelFormat::F16 | PanelFormat::Bf16 => {
+            multiply_dense(panel, x, first, sums);
+        }
+    }
+}
+
+/// Codes have `BITS` bits and a zero of `ZERO`, a power of two or 0.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn multiply_codes<const BITS: u32, const ZERO: i32>(
+    panel: &Panel<'_>,
+    x: &Activations,
+    first: usize,
+    sums: &mut Sums,
+) {
+    let prefetched = panel.next.len().div_ceil(panel.num_groups().max(1));
+    for group in 0..panel.num_groups() {
+        prefetch(panel.next, group * prefetched, prefetched);
+        let weights = GroupWeights {
+            codes: match BITS {
+                4 => unpack_4_bits(panel, group),
+                5 => unpack_5_bits(panel, group),
+                6 => unpack_6_bits(panel, group),
+                _ => read_8_bits(panel, group),
+            },
+            scales: match BITS {
+                6 => [0, 1].map(|half| load_halves(panel.scales, 2 * group + half)),
+                _ => [load_halves(panel.scales, group); 2],
+            },
+            mins: match ZERO {
+                0 => load_halves(panel.mins, group),
+                _ => _mm512_setzero_ps(),
+            },
+        };
+        let run = x.run(group, first..first + sums.len());
+        let mut row = 0;
+        while row < sums.len() {
+            match sums.len() - row {
+                4.. => add_rows::<BITS, ZERO, 4>(weights, run.rows(row), sums),
+                3 => add_rows::<BITS, ZERO, 3>(weights, run.rows(row), sums),
+                2 => add_rows::<BITS, ZERO, 2>(weights, run.rows(row), sums),
+                _ => add_rows::<BITS, ZERO, 1>(weights, run.rows(row), sums),
+            }
+            row += 4;
+        }
+        let mut loud = run.loud_rows();
+        while let Some(first) = loud.next() {
+            match loud.next() {
+                Some(second) => add_rows::<BITS, ZERO, 2>(weights, [first, second], sums),
+                None => add_rows::<BITS, ZERO, 1>(weights, [first], sums),
+            }
+        }
+    }
+}
+
+/// Asks for `len` bytes from `offset` on, which will be read soon: a panel's parts are several short
+/// streams, too short for the hardware to foresee.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn prefetch(bytes: &[u8], offset: usize, len: usize) {
+    let end = bytes.len().min(offset + len);
+    for line in (offset..end).step_by(LANES) {
+        // SAFETY: the address lies in the slice; a prefetch has no other effect than on speed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().add(line).cast()) };
+    }
+}
+
+/// Adds a group's products with `R` rows to their sums.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn add_rows<const BITS: u32, const ZERO: i32, const R: usize>(
+    weights: GroupWeights,
+    x: [(usize, RowCodes<'_>); R],
+    sums: &mut Sums,
+) {
+    // Q6 has a scale for each half of the group.
+    let (halves, steps) = match BITS {
+        6 => (2, STEPS_OF_GROUP / 2),
+        _ => (1, STEPS_OF_GROUP),
+    };
+    let mut totals: [__m512; R] = std::array::from_fn(|r| load_sums(&sums[x[r].0]));
+    for half in 0..halves {
+        let mut products = x.map(|(_, x)| match (ZERO, BITS) {
+            (0, _) => _mm512_setzero_si512(),
+            (_, 6) => _mm512_set1_epi32(-ZERO * x.scale.half_sums[half]),
+            _ => _mm512_set1_epi32(-ZERO * x.scale.sum),
+        });
+        for step in half * steps..(half + 1) * steps {
+            for r in 0..R {
+                let four = x[r].1.codes.as_chunks::<STEP>().0[step];
+                let four = _mm512_set1_epi32(i32::from_le_bytes(four.map(|code| code as u8)));
+                products[r] = _mm512_dpbusd_epi32(products[r], weights.codes[step], four);
+            }
+        }
+        for r in 0..R {
+            let product = _mm512_mul_ps(_mm512_cvtepi32_ps(products[r]), weights.scales[half]);
+            let scale = _mm512_set1_ps(x[r].1.scale.scale);
+            totals[r] = _mm512_fmadd_ps(product, scale, totals[r]);
+        }
+    }
+    for r in 0..R {
+        let (row, x) = x[r];
+        if ZERO == 0 {
+            let scaled_sum = _mm512_set1_ps(x.scale.scaled_sum);
+            totals[r] = _mm512_fmadd_ps(weights.mins, scaled_sum, totals[r]);
+        }
+        store_sums(&mut sums[row], totals[r]);
+    }
+}
+
+/// Vector `index` of 64 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn load(bytes: &[u8], index: usize) -> __m512i {
+    let bytes: &[u8; LANES] = &bytes.as_chunks().0[index];
+    // SAFETY: 64 bytes are there; the load may be unaligned.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn unpack_4_bits(panel: &Panel<'_>, group: usize) -> Codes {
+    let nibble = _mm512_set1_epi8(15);
+    let mut codes = [_mm512_setzero_si512(); STEPS_OF_GROUP];
+    for v in 0..STEPS_OF_GROUP / 2 {
+        let bytes = load(panel.codes, group * (STEPS_OF_GROUP / 2) + v);
+        codes[v] = _mm512_and_si512(bytes, nibble);
+        codes[v + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
+    }
+    codes
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn unpack_5_bits(panel: &Panel<'_>, group: usize) -> Codes {
+    let mut codes = unpack_4_bits(panel, group);
+    let fifth = _mm512_set1_epi8(16);
+    let plane = load(panel.highs, group);
+    // Bit s of a byte belongs to step s.
+    let mut step_bit = _mm512_set1_epi8(1);
+    for codes in &mut codes {
+        let is_set = _mm512_test_epi8_mask(plane, step_bit);
+        *codes = _mm512_mask_add_epi8(*codes, is_set, *codes, fifth);
+        step_bit = _mm512_add_epi8(step_bit, step_bit);
+    }
+    codes
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn unpack_6_bits(panel: &Panel<'_>, group: usize) -> Codes {
+    let mut codes = unpack_4_bits(panel, group);
+    let two_bits = _mm512_set1_epi8(0x30);
+    for part in 0..2 {
+        let plane = load(panel.highs, 2 * group + part);
+        let shifted = [
+            _mm512_slli_epi16::<4>(plane),
+            _mm512_slli_epi16::<2>(plane),
+            plane,
+            _mm512_srli_epi16::<2>(plane),
+        ];
+        for (v, bits) in shifted.into_iter().enumerate() {
+            let codes = &mut codes[4 * part + v];
+            *codes = _mm512_or_si512(*codes, _mm512_and_si512(bits, two_bits));
+        }
+    }
+    codes
+}
+
+/// Signed bytes, moved up by 128.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn read_8_bits(panel: &Panel<'_>, group: usize) -> Codes {
+    let sign = _mm512_set1_epi8(i8::MIN);
+    let mut codes = [_mm512_setzero_si512(); STEPS_OF_GROUP];
+    for (step, codes) in codes.iter_mut().enumerate() {
+        *codes = _mm512_xor_si512(load(panel.codes, group * STEPS_OF_GROUP + step), sign);
+    }
+    codes
+}
+
+/// Multiplies f32, f16 or bf16 weights, some rows at a time through all inputs.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn multiply_dense(panel: &Panel<'_>, x: &Activations, first: usize, mut sums: &mut Sums) {
+    let len = x.row_len();
+    let mut x = &x.values()[first * len..];
+    while !sums.is_empty() {
+        let rows = match sums.len() {
+            12.. => add_dense_rows::<12>(panel, x, sums),
+            4.. => add_dense_rows::<4>(panel, x, sums),
+            3 => add_dense_rows::<3>(panel, x, sums),
+            2 => add_dense_rows::<2>(panel, x, sums),
+            _ => add_dense_rows::<1>(panel, x, sums),
+        };
+        (x, sums) = (&x[rows * len..], &mut sums[rows..]);
+    }
+}
+
+/// Multiplies the first `R` rows, and says how many that were.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn add_dense_rows<const R: usize>(panel: &Panel<'_>, x: &[f32], results: &mut Sums) -> usize {
+    let len = panel.inputs;
+    let x: [&[f32]; R] = std::array::from_fn(|r| &x[r * len..][..len]);
+    let mut sums = [_mm512_setzero_ps(); R];
+    match panel.format {
+        PanelFormat::F32 => {
+            for k in 0..len {
+                let weights = _mm512_castsi512_ps(load(panel.codes, k));
+                add_products(&mut sums, weights, x, k);
+            }
+        }
+        PanelFormat::F16 => {
+            for k in 0..len {
+                add_products(&mut sums, load_halves(panel.codes, k), x, k);
+            }
+        }
+        _ => {
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            for pair in 0..len.div_ceil(2) {
+                let weights = load(panel.codes, pair);
+                let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(weights));
+                add_products(&mut sums, even, x, 2 * pair);
+                if 2 * pair + 1 < len {
+                    let odd = _mm512_castsi512_ps(_mm512_and_si512(weights, upper));
+                    add_products(&mut sums, odd, x, 2 * pair + 1);
+                }
+            }
+        }
+    }
+    for (results, sums) in results.iter_mut().zip(&sums) {
+        store_sums(results, *sums);
+    }
+    R
+}
+
+/// Adds the products with input `k` of each row.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn add_products<const R: usize>(sums: &mut [__m512; R], weights: __m512, x: [&[f32]; R], k: usize) {
+    for r in 0..R {
+        sums[r] = _mm512_fmadd_ps(weights, _mm512_set1_ps(x[r][k]), sums[r]);
+    }
+}
+
+/// Set `index` of 16 f16.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn load_halves(bytes: &[u8], index: usize) -> __m512 {
+    let halves: &[u8; HALVES] = &bytes.as_chunks().0[index];
+    // SAFETY: 32 bytes are there; the load may be unaligned.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(halves.as_ptr().cast()) })
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn load_sums(sums: &[f32; PANEL_ROWS]) -> __m512 {
+    // SAFETY: 16 f32 are there; the load may be unaligned.
+    unsafe { _mm512_loadu_ps(sums.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn store_sums(results: &mut [f32; PANEL_ROWS], sums: __m512) {
+    // SAFETY: 16 f32 are there; the store may be unaligned.
+    unsafe { _mm512_storeu_ps(results.as_mut_ptr(), sums) }
+}
