@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::bench::metrics::Metrics;
 use crate::bench::record::{Record, RequestRecord, ServerTimings};
+use crate::bench::validity;
 
 /// One load on a server: a run, or one phase of it.
 pub struct Load {
@@ -14,6 +15,8 @@ pub struct Load {
     pub name: String,
     pub record: Record,
     pub metrics: Metrics,
+    /// Why its run is void; said with the first load of the run alone.
+    pub faults: Vec<String>,
     pub answers: Vec<Answer>,
 }
 
@@ -62,9 +65,13 @@ impl Load {
     /// The loads of a run: its phases.
     pub fn of_run(file: &str, run: &Record) -> Vec<Self> {
         let phases = 0..run.run.phases.len().max(1);
-        phases
+        let mut loads: Vec<Self> = phases
             .map(|phase| Self::of(file, name(run, phase), run.of_phase(phase)))
-            .collect()
+            .collect();
+        if let Some(first) = loads.first_mut() {
+            first.faults = validity::faults(run);
+        }
+        loads
     }
 
     fn of(file: &str, name: String, record: Record) -> Self {
@@ -72,6 +79,7 @@ impl Load {
             file: file.to_owned(),
             name,
             metrics: Metrics::of(&record),
+            faults: Vec::new(),
             answers: record
                 .requests
                 .iter()
@@ -97,6 +105,18 @@ impl Load {
     /// Most requests between their sending and their end at one time.
     pub fn peak_in_flight(&self) -> usize {
         self.metrics.peak_concurrent_requests
+    }
+
+    /// Requests in flight over the time of the load, in the mean.
+    pub fn mean_in_flight(&self) -> f64 {
+        let requests = self.record.requests.iter();
+        let busy_ms: f64 = requests.map(|r| r.end_ms - r.sent_ms).sum();
+        let duration_ms = self.record.run.duration_ms;
+        if duration_ms > 0.0 {
+            busy_ms / duration_ms
+        } else {
+            0.0
+        }
     }
 
     pub fn latencies_ms(&self) -> Vec<f64> {

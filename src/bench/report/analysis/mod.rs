@@ -4,5 +4,4 @@ pub mod breakdown;
 pub mod cases;
 pub mod classes;
 pub mod in_flight;
-pub mod line;
 pub mod objective;

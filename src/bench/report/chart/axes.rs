@@ -181,7 +181,9 @@ impl<'a> TicksBelow<'a> {
             }
             Self::Upwards(names) => {
                 let width = plot.width / names.len().max(1) as f64;
-                for (slot, name) in names.iter().enumerate() {
+                // Where they would meet, some stand for their neighbours.
+                let every = (Style::Small.line_height() / width).ceil().max(1.0) as usize;
+                for (slot, name) in names.iter().enumerate().step_by(every) {
                     let middle = plot.x + (slot as f64 + 0.5) * width;
                     let at = (middle + 4.0, plot.bottom() + GAP);
                     let name = Style::Small.shorten(name, UPWARDS_MAX);

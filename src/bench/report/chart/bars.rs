@@ -61,14 +61,15 @@ impl BarPlot {
                 .unwrap_or(1),
             Stacking::Stacked => 1,
         };
-        // The frame is a little narrower than the area: what is left is never too much.
-        let slot = (area.width - 60.0) / self.groups.len().max(1) as f64;
+        // The frame is narrower than the area by its ticks and levels, about as wide as this.
+        let slot = (area.width - 90.0) / self.groups.len().max(1) as f64;
         let column = slot * BARS_SHARE / columns.max(1) as f64;
         let longest = self
             .bars()
             .map(|bar| Style::Small.width(&bar.label))
             .fold(0.0, f64::max);
-        let is_upwards = self.stacking == Stacking::SideBySide && longest > column.max(12.0);
+        let is_upwards = self.stacking == Stacking::SideBySide && longest > column;
+        let has_labels = !is_upwards || column >= Style::Value.size();
         let extent = Extent {
             x: 0.0,
             y: self
@@ -77,7 +78,8 @@ impl BarPlot {
                 .map(|group| self.top(group))
                 .fold(0.0, f64::max),
             headroom: match is_upwards {
-                true => longest + LABEL_GAP,
+                true if has_labels => longest + LABEL_GAP,
+                true => 0.0,
                 false => Style::Small.line_height(),
             },
         };
@@ -102,7 +104,7 @@ impl BarPlot {
             }
         }
         frame.draw_levels(svg);
-        if self.stacking == Stacking::SideBySide {
+        if self.stacking == Stacking::SideBySide && has_labels {
             // Over the levels, which would strike them through.
             for (i, group) in self.groups.iter().enumerate() {
                 for (j, bar) in group.bars.iter().enumerate() {
@@ -162,5 +164,58 @@ fn draw_stack(svg: &mut Svg, frame: &Frame, bars: &[Bar], (x, width): (f64, f64)
             svg.text(Style::OnBar, Anchor::Middle, at, &bar.label);
         }
         base += bar.value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plot(num_groups: usize) -> String {
+        let group = |i: usize| BarGroup {
+            name: format!("group {i}"),
+            bars: vec![Bar {
+                value: i as f64,
+                color: Color::Blue,
+                label: "12.3".to_owned(),
+                tooltip: String::new(),
+            }],
+        };
+        let plot = BarPlot {
+            x_label: "x".to_owned(),
+            y: Axis::new("y"),
+            groups: (0..num_groups).map(group).collect(),
+            stacking: Stacking::SideBySide,
+            keys: Vec::new(),
+        };
+        let mut svg = Svg::default();
+        let area = Rect {
+            x: 0.0,
+            y: 0.0,
+            width: 320.0,
+            height: 250.0,
+        };
+        plot.draw(&mut svg, area);
+        svg.document(320.0, 250.0, "a plot", None)
+    }
+
+    #[test]
+    fn labels_turn_and_then_give_way_as_bars_get_narrow() {
+        for (num_groups, values, turned, names) in [(3, 3, 0, 3), (12, 12, 24, 12), (60, 0, 15, 15)]
+        {
+            let svg = plot(num_groups);
+            assert_eq!(svg.matches("<rect").count(), num_groups);
+            assert_eq!(
+                svg.matches("t-value").count(),
+                values,
+                "{num_groups}: values"
+            );
+            assert_eq!(
+                svg.matches("rotate(-90").count(),
+                turned,
+                "{num_groups}: turned"
+            );
+            assert_eq!(svg.matches("group ").count(), names, "{num_groups}: names");
+        }
     }
 }

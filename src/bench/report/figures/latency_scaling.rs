@@ -4,13 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Exhibit, Source, Table, figure, output_fit};
-use crate::bench::report::analysis::line::LineFit;
 use crate::bench::report::chart::{
     Axis, Color, Line, Marker, Panel, Plot, Series, Span, XAxis, XyPlot,
 };
 use crate::bench::report::loads::Load;
 use crate::bench::report::words::{TimeUnit, number, time};
-use crate::bench::statistics::Summary;
+use crate::bench::statistics::{Summary, line};
 
 pub const TITLE: &str = "Latency and output length";
 
@@ -86,13 +85,13 @@ pub fn draw(source: Source<'_>) -> Option<Exhibit> {
 }
 
 /// Over all successful requests of a load.
-pub fn fit(load: &Load) -> Option<LineFit> {
+pub fn fit(load: &Load) -> Option<line::Line> {
     let points: Vec<(f64, f64)> = load
         .answers
         .iter()
         .filter_map(|answer| Some((answer.output_tokens? as f64, answer.e2e_ms)))
         .collect();
-    LineFit::of(&points)
+    line::fit(&points)
 }
 
 pub fn output_lengths(load: &Load) -> BTreeSet<u64> {
@@ -141,7 +140,7 @@ fn groups(load: &Load) -> Vec<Group> {
     keys.iter().map(group).collect()
 }
 
-fn latency_panel(load: &Load, groups: &[Group], fit: &LineFit, unit: TimeUnit) -> Panel {
+fn latency_panel(load: &Load, groups: &[Group], fit: &line::Line, unit: TimeUnit) -> Panel {
     let is_scattered = is_scattered(load);
     let mut series: Vec<Series> = lines(groups, |_, e2e_ms| unit.of(e2e_ms.mean));
     if is_scattered {
@@ -156,7 +155,7 @@ fn latency_panel(load: &Load, groups: &[Group], fit: &LineFit, unit: TimeUnit) -
         name: format!("fit: {} a token", time(fit.slope)),
         color: Color::Vermillion,
         points: [start, longest]
-            .map(|x| (x, unit.of(fit.at(x).max(0.0))))
+            .map(|x| (x, unit.of((fit.intercept + fit.slope * x).max(0.0))))
             .to_vec(),
         line: Line::Dashed,
         marker: None,

@@ -12,10 +12,10 @@ mod timeline;
 mod use_cases;
 
 pub use self::throughput::curve as throughput_curve;
-use super::analysis::line::LineFit;
 use super::chart::{Figure, Level, Panel};
 use super::loads::Load;
 use super::words::{TimeUnit, time};
+use crate::bench::statistics::line::Line;
 
 /// A figure with what is said about it.
 pub struct Exhibit {
@@ -155,7 +155,7 @@ impl<'a> Source<'a> {
 }
 
 /// The load that shows best how latency grows with output length, and the line through it.
-pub fn output_fit(source: Source<'_>) -> Option<(&Load, LineFit)> {
+pub fn output_fit(source: Source<'_>) -> Option<(&Load, Line)> {
     let load = source.calmest(|load| latency_scaling::output_lengths(load).len() >= 3)?;
     Some((load, latency_scaling::fit(load)?))
 }

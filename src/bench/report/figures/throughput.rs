@@ -88,20 +88,14 @@ pub fn curve(source: Source<'_>) -> Option<Curve<'_>> {
 
 fn of_load(load: &Load) -> Option<Point> {
     load.record.run.client.concurrency?;
-    let busy_ms: f64 = load
-        .record
-        .requests
-        .iter()
-        .map(|r| r.end_ms - r.sent_ms)
-        .sum();
-    let at_once = busy_ms / load.record.run.duration_ms;
+    let at_once = load.mean_in_flight();
     Some(Point {
         name: number(at_once),
         at_once,
         tokens_per_s: load
             .metrics
             .output_throughput_tokens_per_s
-            .filter(|_| at_once.is_finite())?,
+            .filter(|tokens| *tokens > 0.0)?,
         load: load.name.clone(),
     })
 }

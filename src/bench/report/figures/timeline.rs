@@ -26,7 +26,7 @@ pub fn draw(source: Source<'_>) -> Option<Exhibit> {
     )];
     numbers.row([
         "requests in flight".to_owned(),
-        number(mean_in_flight(load)),
+        number(load.mean_in_flight()),
         number(highest(&in_flight)),
     ]);
     for (title, label, color, points) in [
@@ -113,16 +113,6 @@ fn highest_between(steps: &[Step], from_ms: f64, to_ms: f64) -> usize {
         .map(|step| step.count)
         .max()
         .unwrap_or(0)
-}
-
-fn mean_in_flight(load: &Load) -> f64 {
-    let busy_ms: f64 = load
-        .record
-        .requests
-        .iter()
-        .map(|r| r.end_ms - r.sent_ms)
-        .sum();
-    busy_ms / load.record.run.duration_ms.max(f64::MIN_POSITIVE)
 }
 
 fn sampled(load: &Load, value: impl Fn(&ServerSample) -> Option<f64>) -> Vec<(f64, f64)> {

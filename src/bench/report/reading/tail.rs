@@ -1,10 +1,10 @@
 //! How far the slow requests are from the median, and what goes with it.
 
 use super::Finding;
-use crate::bench::report::analysis::line::LineFit;
 use crate::bench::report::figures::Source;
 use crate::bench::report::loads::Answer;
 use crate::bench::report::words::{percent, time, times};
+use crate::bench::statistics::line;
 
 /// P95 / P50 from which there is a tail to speak of.
 const TAIL_FROM: f64 = 1.5;
@@ -78,7 +78,7 @@ fn explained(answers: &[Answer], of: Quantity) -> Option<f64> {
         .iter()
         .map(|answer| Some((of(answer)?, answer.e2e_ms)))
         .collect();
-    LineFit::of(&points?)
+    line::fit(&points?)
         .filter(|fit| fit.slope > 0.0)
         .map(|fit| fit.r_squared)
 }

@@ -1,12 +1,9 @@
 //! Reasons not to trust the numbers.
 
 use super::Finding;
-use crate::bench::cache_state::CacheCheck;
 use crate::bench::report::figures::Source;
-use crate::bench::report::words::{counted, percent, time};
+use crate::bench::report::words::{counted, percent};
 
-/// Most that an open loop may lag behind its schedule; timers are good to 1 ms.
-const SEND_DELAY_P99_MAX_MS: f64 = 10.0;
 /// Of one core. Above it the load generator takes from the server what it measures.
 const CLIENT_CPU_SHARE_MAX: f64 = 0.15;
 
@@ -14,27 +11,15 @@ pub fn read(source: Source<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for load in source.loads {
         let metrics = &load.metrics;
-        let is_open = load.record.run.client.request_rate_per_s.is_some();
-        let lag = metrics
-            .latencies
-            .send_delay_ms
-            .filter(|lag| is_open && lag.p99 > SEND_DELAY_P99_MAX_MS);
-        if let Some(lag) = lag {
+        if !load.faults.is_empty() {
             findings.push(Finding {
                 topic: "Void",
                 claim: format!(
-                    "{}: the client sent its requests {} late at P99, so the latencies are not the server's alone.",
-                    load.name,
-                    time(lag.p99)
+                    "The run {} counts for nothing: {}.",
+                    load.file,
+                    load.faults.join("; ")
                 ),
-                rule: "An open loop is void when the 99th percentile of send time - due time is above 10 ms.",
-            });
-        }
-        if let CacheCheck::Refuted(_, found) = CacheCheck::of(&load.record) {
-            findings.push(Finding {
-                topic: "Void",
-                claim: format!("{}: the prefix cache was not in the state that was declared: {found}.", load.name),
-                rule: "Said when the declared state of the cache does not agree with the tokens that the server says it took from it.",
+                rule: "By the rules by which bench itself calls a run void: a client that sent late, a cache that was not as declared, prompts of another length, or books of client and server that do not agree.",
             });
         }
         if metrics.error_rate > 0.0 {
