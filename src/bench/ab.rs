@@ -8,13 +8,13 @@
 //! the interval sees it, and does not tell A from B for the whole run.
 
 pub mod args;
-mod comparison;
+pub(super) mod comparison;
 mod criterion;
 mod editor;
 pub mod record;
-mod section;
-mod tables;
-mod words;
+pub(super) mod section;
+pub(super) mod tables;
+pub(super) mod words;
 
 use std::path::Path;
 
@@ -28,13 +28,12 @@ use super::args::LoadArgs;
 use super::benchmarks_md::{self, Table};
 use super::machine::{Commit, repository_root};
 use super::measurement::{Target, measure};
-use super::metrics::Metrics;
-use super::planning::Prompts;
 use super::provenance::variable_of;
-use super::record::FORMAT_VERSION;
+use super::record::{FORMAT_VERSION, Record};
 use super::result_file::ResultFile;
 use super::server_stats::ServerStats;
 use super::terminal::show;
+use super::turns::{loads, log_block, turns};
 use super::{server_log, validity};
 
 /// Measures both sides, prints the comparison, saves the raw records, and adds the optimization to
@@ -46,7 +45,7 @@ use super::{server_log, validity};
 pub async fn session(folder: &Path, args: &AbArgs) -> anyhow::Result<()> {
     let root = repository_root(folder);
     let page = root.join("BENCHMARKS.md");
-    let loads = loads(args)?;
+    let loads = loads(&args.load, args.blocks)?;
     let prose = prose(args)?;
     let file = ResultFile::prepare(folder, &root, args.output.as_deref(), "-ab")?;
     let record = AbRecord {
@@ -59,7 +58,7 @@ pub async fn session(folder: &Path, args: &AbArgs) -> anyhow::Result<()> {
     show(&report.to_text());
     stored?;
     ensure_some_success(&record, &file.shown)?;
-    ensure_valid(&record, &file.shown)?;
+    ensure_valid(record.blocks.iter().map(|block| &block.record), &file.shown)?;
     if !args.no_append {
         let (row, section) = (report.to_summary_row(), report.to_markdown());
         benchmarks_md::append(&page, Table::Optimizations, &row, &section)?;
@@ -96,24 +95,8 @@ fn asked(args: &AbArgs, prose: Prose, number: usize) -> Ab {
 
 /// The pair and the side of each block, in the order of measuring.
 fn order(pairs: usize) -> Vec<(usize, Side)> {
-    (0..pairs)
-        .flat_map(|pair| match pair % 2 {
-            0 => [(pair, Side::A), (pair, Side::B)],
-            _ => [(pair, Side::B), (pair, Side::A)],
-        })
-        .collect()
-}
-
-/// The load of each pair, which differ in nothing but the seed.
-fn loads(args: &AbArgs) -> anyhow::Result<Vec<LoadArgs>> {
-    (0..args.blocks as u64)
-        .map(|pair| {
-            let mut load = args.load.clone();
-            load.seed = load.seed.wrapping_add(pair);
-            // What cannot be sent is said before a server is started for it.
-            Prompts::read(&load)?;
-            Ok(load)
-        })
+    turns(pairs, 2)
+        .map(|(pair, side)| (pair, [Side::A, Side::B][side]))
         .collect()
 }
 
@@ -141,23 +124,19 @@ async fn measure_blocks(
         // The server has written its log to the end when it has ended.
         drop(target);
         server_log::join(&mut record.requests, &file.log());
-        let metrics = Metrics::of(&record);
-        tracing::info!(
-            "{}: {} of {} requests succeeded in {:.1} s",
-            context(),
-            metrics.num_successes,
-            metrics.num_requests,
-            metrics.duration_s
-        );
+        log_block(&context(), &record);
         blocks.push(Block { pair, side, record });
     }
     Ok(blocks)
 }
 
-/// A void block compares something else than the two settings.
-fn ensure_valid(record: &AbRecord, raw: &str) -> anyhow::Result<()> {
-    for (position, block) in record.blocks.iter().enumerate() {
-        let faults = validity::faults(&block.record);
+/// A void block compares something else than was asked for.
+pub(super) fn ensure_valid<'a>(
+    records: impl Iterator<Item = &'a Record>,
+    raw: &str,
+) -> anyhow::Result<()> {
+    for (position, record) in records.enumerate() {
+        let faults = validity::faults(record);
         ensure!(
             faults.is_empty(),
             "block {} is void, and with it the run (its records are in {raw}): {}",
@@ -169,7 +148,7 @@ fn ensure_valid(record: &AbRecord, raw: &str) -> anyhow::Result<()> {
 }
 
 /// A misspelt variable would change nothing, and the run would say so of the wrong thing.
-fn ensure_known(settings: &Settings, stats: &Value) -> anyhow::Result<()> {
+pub(super) fn ensure_known(settings: &Settings, stats: &Value) -> anyhow::Result<()> {
     let reported = ServerStats::of(stats).settings;
     let variables: Vec<String> = reported.keys().map(|name| variable_of(name)).collect();
     if let Some(unknown) = settings.0.keys().find(|name| !variables.contains(name)) {

@@ -14,6 +14,7 @@ use super::client::ApiKey;
 use super::endpoint::Endpoint;
 use super::goodput::{Bound, Slo};
 use super::load::Arrivals;
+use super::peers::args::PeersArgs;
 use super::plan::{PhasePlan, Plan};
 use super::record::{ClientSettings, Scale};
 use super::report::args::ReportArgs;
@@ -155,6 +156,8 @@ pub enum BenchCommand {
     Chaos(ChaosArgs),
     /// Turn batching off by restart under load, and check that nobody notices
     Rollback(RollbackArgs),
+    /// Measure this program's server and others in turn, and record how they compare
+    Peers(Box<PeersArgs>),
     Report(ReportArgs),
     /// Find the highest request rate at which the server still meets an objective
     Search(Box<SearchArgs>),

@@ -1,4 +1,5 @@
-//! BENCHMARKS.md: a method section, two summary tables, a section for each run and optimization.
+//! BENCHMARKS.md: a method section, three summary tables, a section for each run, optimization and
+//! comparison with other servers.
 //!
 //! Records are only ever added. A summary grows before its end marker; a file without it (somebody's
 //! own) gets its sections all the same. Each section ends with the row that names its raw records.
@@ -9,7 +10,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-/// How a new file begins, with both summary tables empty.
+/// How a new file begins, with its summary tables empty.
 pub const HEADER: &str = include_str!("benchmarks_header.md");
 
 const OPTIMIZATION: &str = "## Optimization ";
@@ -19,16 +20,18 @@ const OPTIMIZATION: &str = "## Optimization ";
 pub enum Table {
     Runs,
     Optimizations,
+    Peers,
 }
 
 impl Table {
-    pub const ALL: [Self; 2] = [Self::Runs, Self::Optimizations];
+    pub const ALL: [Self; 3] = [Self::Runs, Self::Optimizations, Self::Peers];
 
     /// The line after its last row.
     pub fn end(self) -> &'static str {
         match self {
             Self::Runs => "<!-- END: summary -->",
             Self::Optimizations => "<!-- END: optimizations -->",
+            Self::Peers => "<!-- END: peers -->",
         }
     }
 }
@@ -115,17 +118,20 @@ mod tests {
             (Table::Runs, "| one |", "## One\n\nfirst"),
             (Table::Optimizations, "| x |", "## Optimization 1: X"),
             (Table::Runs, "| two |", "## Two\n\nsecond\n"),
+            (Table::Peers, "| y |\n| z |", "## Beside Y and Z"),
         ] {
             append(&path, table, row, section).expect("a writable file");
         }
         let text = fs::read_to_string(&path).expect("the file");
         let (runs, rest) = text.split_once(Table::Runs.end()).expect("runs");
         assert!(runs.ends_with("|\n| one |\n| two |\n"), "{runs}");
-        let (optimizations, sections) = rest
+        let (optimizations, rest) = rest
             .split_once(Table::Optimizations.end())
             .expect("optimizations");
         assert!(optimizations.ends_with("|\n| x |\n"), "{optimizations}");
-        let expected = "\n\n## One\n\nfirst\n\n## Optimization 1: X\n\n## Two\n\nsecond\n";
+        let (peers, sections) = rest.split_once(Table::Peers.end()).expect("peers");
+        assert!(peers.ends_with("|\n| y |\n| z |\n"), "{peers}");
+        let expected = "\n\n## One\n\nfirst\n\n## Optimization 1: X\n\n## Two\n\nsecond\n\n## Beside Y and Z\n";
         assert_eq!(sections, expected);
         let files = fs::read_dir(folder.path()).expect("the folder").count();
         assert_eq!(files, 1, "a temporary file stayed behind");

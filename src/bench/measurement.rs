@@ -15,6 +15,7 @@ use super::endpoint::{Api, Endpoint};
 use super::load::{Arrivals, run_load};
 use super::machine::Machine;
 use super::own_server::OwnServer;
+use super::peers::server::{self as peer_server, Peer};
 use super::plan::{PhasePlan, Plan};
 use super::planning::{PlanFor, Prompts};
 use super::progress::progress_bar;
@@ -23,6 +24,7 @@ use super::record::{
     Clock, FORMAT_VERSION, OWN_SERVER, Phase, Record, RequestRecord, Run, ServerRecord,
     judge_missing_usage, round_to_us,
 };
+use super::server_process::ServerProcess;
 use super::server_stats::ServerStats;
 use super::watch::{ProcessProbe, Watch};
 use super::workload::Prompt;
@@ -38,13 +40,15 @@ pub fn utc(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// The server to measure; one of our own ends with it.
+/// The server to measure; one that was started for it ends with it.
 pub struct Target {
-    own_server: Option<OwnServer>,
+    process: Option<ServerProcess>,
     client: Client,
     model: Option<String>,
-    /// What its server was started with, on top of this program's environment.
-    settings: BTreeMap<String, String>,
+    /// As records name it.
+    name: String,
+    /// What one of our own was started with, on top of this program's environment.
+    own_settings: Option<BTreeMap<String, String>>,
 }
 
 impl Target {
@@ -54,7 +58,7 @@ impl Target {
     /// It cannot be reached, or lists no model.
     pub async fn running(endpoint: &Endpoint, api_key: Option<ApiKey>) -> anyhow::Result<Self> {
         let client = Client::new(endpoint.clone(), api_key);
-        Self::open(client, None, BTreeMap::new()).await
+        Self::open(client, None, endpoint.to_string(), None).await
     }
 
     /// This program's own server, started with `settings` on top of this program's environment;
@@ -66,18 +70,36 @@ impl Target {
         let program = std::env::current_exe().context("cannot tell this program's file")?;
         let mut command = Command::new(program);
         command.envs(settings);
-        let mut server = OwnServer::start(command, log)?;
         let waiting = progress_bar(None, "starting the server");
+        let mut server = OwnServer::start(command, log)?;
         let endpoint = server.ready().await?;
         waiting.finish_and_clear();
+        let name = OWN_SERVER.to_owned();
         let client = Client::new(endpoint, None);
-        Self::open(client, Some(server), settings.clone()).await
+        let process = Some(server.into_process());
+        Self::open(client, process, name, Some(settings.clone())).await
+    }
+
+    /// Another server: started by its command, or as it runs already.
+    ///
+    /// # Errors
+    /// It cannot be started or reached, does not get ready, or lists no model.
+    pub async fn peer(peer: &Peer, api_key: Option<ApiKey>, log: &Path) -> anyhow::Result<Self> {
+        if let Some(endpoint) = peer.endpoint() {
+            return Self::running(&endpoint, api_key).await;
+        }
+        let waiting = progress_bar(None, "starting the other server");
+        let (server, endpoint) = peer_server::start(&peer.server, log).await?;
+        waiting.finish_and_clear();
+        let client = Client::new(endpoint, api_key);
+        Self::open(client, Some(server), peer.server.clone(), None).await
     }
 
     async fn open(
         client: Client,
-        own_server: Option<OwnServer>,
-        settings: BTreeMap<String, String>,
+        process: Option<ServerProcess>,
+        name: String,
+        own_settings: Option<BTreeMap<String, String>>,
     ) -> anyhow::Result<Self> {
         let model = client.model_id().await?;
         ensure!(
@@ -87,33 +109,27 @@ impl Target {
             client.endpoint.url("/v1/models")
         );
         Ok(Self {
-            own_server,
+            process,
             client,
             model,
-            settings,
+            name,
+            own_settings,
         })
     }
 
     fn process(&self) -> Option<ProcessProbe> {
-        let server = self.own_server.as_ref()?;
+        let server = self.process.as_ref()?;
         ProcessProbe::new(server.pid())
-    }
-
-    fn describe(&self) -> String {
-        match self.own_server {
-            Some(_) => OWN_SERVER.to_owned(),
-            None => self.client.endpoint.to_string(),
-        }
     }
 
     /// The settings that came through the environment: through this program's own, and in all.
     fn environment(&self, stats: &ServerStats) -> [BTreeMap<String, String>; 2] {
-        if self.own_server.is_none() {
+        let Some(settings) = &self.own_settings else {
             return [BTreeMap::new(), BTreeMap::new()];
-        }
+        };
         let inherited = settings_from_environment(&stats.settings);
         let mut all = inherited.clone();
-        all.extend(self.settings.clone());
+        all.extend(settings.clone());
         [inherited, all]
     }
 
@@ -122,7 +138,7 @@ impl Target {
         PlanFor {
             client: &self.client,
             model: self.model.as_deref().unwrap_or_default(),
-            is_own: self.own_server.is_some(),
+            is_own: self.own_settings.is_some(),
         }
     }
 
@@ -239,7 +255,7 @@ impl<'a> Measurement<'a> {
             machine: self.machine.clone(),
             client: self.load.client_settings(plan)?,
             server: ServerRecord {
-                endpoint: target.describe(),
+                endpoint: target.name.clone(),
                 api: target.client.endpoint.path().to_owned(),
                 model: target.model.clone(),
                 stats_before,

@@ -5,7 +5,8 @@
 //! [`record`] (what was seen) > [`metrics`] (what it means) > [`statistics`] > [`figures`] >
 //! [`section`] > [`benchmarks_md`]. Beside it: [`own_server`] starts the server to measure,
 //! [`watch`] samples it, [`compare`] sets recorded runs side by side, [`report`] draws and reads them,
-//! [`ab`] measures two settings in turn, and [`verify`] holds BENCHMARKS.md to the raw records.
+//! [`ab`] measures two settings in turn, [`peers`] other servers, and [`verify`] holds BENCHMARKS.md to
+//! the raw records.
 
 pub mod ab;
 mod args;
@@ -25,6 +26,7 @@ mod machine;
 mod measurement;
 pub mod metrics;
 mod own_server;
+pub mod peers;
 mod plan;
 mod planning;
 mod progress;
@@ -37,11 +39,13 @@ pub mod rollback;
 mod search;
 mod section;
 pub mod server_log;
+mod server_process;
 mod server_stats;
 mod session;
 mod sse;
 pub mod statistics;
 mod terminal;
+mod turns;
 pub mod validity;
 mod verify;
 pub mod vllm_json;

@@ -144,7 +144,8 @@ pub const OWN_SERVER: &str = "own";
 /// What is known of the measured server. `Value::Null` where it does not tell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServerRecord {
-    /// The address asked for, or "own" for a server started for this run.
+    /// The address asked for, the command of another server started for this run, or "own" for
+    /// this program's own.
     pub endpoint: String,
     /// The path that was posted to.
     pub api: String,
@@ -291,4 +292,32 @@ impl Record {
         );
         Ok(record)
     }
+}
+
+/// The text of a file of several records: `head` under the name of its `kind`, and the blocks, each
+/// with its tags and its record, one request a line.
+///
+/// # Errors
+/// A value that JSON cannot hold.
+pub fn blocks_to_json<'a>(
+    kind: &str,
+    head: &impl Serialize,
+    blocks: impl Iterator<Item = ([(&'static str, Value); 2], &'a Record)>,
+) -> anyhow::Result<String> {
+    let head = serde_json::to_string_pretty(head)?;
+    let blocks: Vec<String> = blocks
+        .map(|([first, second], record)| {
+            let tags = [first, second].map(|(name, value)| format!("\"{name}\": {value}"));
+            let record = record.to_json()?;
+            Ok(format!(
+                "{{{}, \"record\": {}}}",
+                tags.join(", "),
+                record.trim_end()
+            ))
+        })
+        .collect::<anyhow::Result<_>>()?;
+    Ok(format!(
+        "{{\n\"{kind}\": {head},\n\"blocks\": [\n{}\n]\n}}\n",
+        blocks.join(",\n")
+    ))
 }

@@ -19,7 +19,7 @@ use super::section::RunSection;
 use super::terminal::show;
 use super::workload::definition::Definition;
 use super::{
-    ab, bandwidth, chaos, report, rollback, search, server_log, validity, verify, vllm_json,
+    ab, bandwidth, chaos, peers, report, rollback, search, server_log, validity, verify, vllm_json,
 };
 
 /// Measures, prints the table, saves the raw records, and adds the run to BENCHMARKS.md; or what
@@ -43,6 +43,7 @@ pub fn run_in(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
         Some(BenchCommand::Ab(args)) => until_interrupted(ab::session(folder, args)),
         Some(BenchCommand::Chaos(args)) => until_interrupted(chaos::session(folder, args)),
         Some(BenchCommand::Rollback(args)) => until_interrupted(rollback::session(folder, args)),
+        Some(BenchCommand::Peers(args)) => until_interrupted(peers::session(folder, args)),
         Some(BenchCommand::Search(args)) => until_interrupted(search::session(folder, args)),
         Some(BenchCommand::Workloads) => {
             show(&Definition::list()?);

@@ -15,6 +15,8 @@ use super::ab::record::AbRecord;
 use super::benchmarks_md::{HEADER, Table, raw_records_of, with_record};
 use super::chaos::ChaosSection;
 use super::chaos::record::ChaosRecord;
+use super::peers::PeersReport;
+use super::peers::record::PeersRecord;
 use super::record::Record;
 use super::rollback::RollbackSection;
 use super::rollback::record::RollbackRecord;
@@ -36,8 +38,9 @@ pub fn verify(root: &Path) -> anyhow::Result<String> {
         );
     }
     Ok(format!(
-        "BENCHMARKS.md follows from its raw records (runs: {}, optimizations: {}, drills: {})",
-        outcome.num_runs, outcome.num_optimizations, outcome.num_drills
+        "BENCHMARKS.md follows from its raw records (runs: {}, optimizations: {}, comparisons with \
+         other servers: {}, drills: {})",
+        outcome.num_runs, outcome.num_optimizations, outcome.num_peers, outcome.num_drills
     ))
 }
 
@@ -46,6 +49,7 @@ struct Outcome {
     num_runs: usize,
     num_optimizations: usize,
     num_drills: usize,
+    num_peers: usize,
     faults: Vec<String>,
 }
 
@@ -74,6 +78,7 @@ fn check(root: &Path, page: &str) -> Outcome {
                 match row {
                     Some((Table::Runs, _)) => outcome.num_runs += 1,
                     Some((Table::Optimizations, _)) => outcome.num_optimizations += 1,
+                    Some((Table::Peers, _)) => outcome.num_peers += 1,
                     None => outcome.num_drills += 1,
                 }
                 outcome
@@ -115,7 +120,7 @@ fn split(page: &str) -> (&str, Vec<&str>) {
     )
 }
 
-/// The summary row of a file of raw records, if its kind has one, and its section.
+/// The summary rows of a file of raw records, if its kind has any, and its section.
 fn rendered(root: &Path, raw: &str) -> anyhow::Result<(Option<(Table, String)>, String)> {
     let path = root.join(raw);
     let text = std::fs::read_to_string(&path)
@@ -123,7 +128,12 @@ fn rendered(root: &Path, raw: &str) -> anyhow::Result<(Option<(Table, String)>, 
     let json: serde_json::Value =
         serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
     let is_of = |kind: &str| json.get(kind).is_some();
-    if is_of("ab") {
+    if is_of("peers") {
+        let record = PeersRecord::read(&path)?;
+        let report = PeersReport::new(&record, raw);
+        let rows = report.to_summary_rows();
+        Ok((Some((Table::Peers, rows)), report.to_markdown()))
+    } else if is_of("ab") {
         let record = AbRecord::read(&path)?;
         let report = AbReport::new(&record, raw);
         let row = (Table::Optimizations, report.to_summary_row());

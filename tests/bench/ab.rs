@@ -9,7 +9,7 @@ use candlepower::bench::metrics::Metrics;
 
 use super::own_server::bench;
 
-const SMALL: [&str; 10] = [
+pub const SMALL: [&str; 10] = [
     "--requests",
     "4",
     "--concurrency",
@@ -30,7 +30,7 @@ fn ab(folder: &Path, a: &str, b: &str, flags: &[&str]) -> Output {
     bench(folder, &[], &[&sides[..], &SMALL, flags].concat())
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -38,7 +38,7 @@ fn page(folder: &Path) -> String {
     fs::read_to_string(folder.join("BENCHMARKS.md")).expect("a page")
 }
 
-fn verify(folder: &Path) -> Result<String, String> {
+pub fn verify(folder: &Path) -> Result<String, String> {
     let run = bench(folder, &[], &["verify"]);
     match run.status.success() {
         true => Ok(text(&run.stdout)),

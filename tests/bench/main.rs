@@ -3,6 +3,7 @@
 
 mod ab;
 mod own_server;
+mod peers;
 mod report;
 mod script;
 mod workloads;

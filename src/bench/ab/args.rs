@@ -106,7 +106,7 @@ impl fmt::Display for Settings {
     }
 }
 
-fn parse_name(text: &str) -> Result<String, String> {
+pub fn parse_name(text: &str) -> Result<String, String> {
     let name = text.trim();
     match name.is_empty() || name.contains(['\n', '`']) {
         true => Err("a name is one line of words".to_owned()),
@@ -114,7 +114,7 @@ fn parse_name(text: &str) -> Result<String, String> {
     }
 }
 
-fn parse_blocks(text: &str) -> Result<usize, String> {
+pub fn parse_blocks(text: &str) -> Result<usize, String> {
     // Whole turns A B B A: what drifts steadily over the run then weighs on both sides alike.
     text.parse()
         .ok()

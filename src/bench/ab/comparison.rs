@@ -99,6 +99,16 @@ pub const MEASURES: [Measure; 10] = [
     },
 ];
 
+/// Beside them, where prompts are what is computed.
+pub const TOTAL_THROUGHPUT: Measure = Measure {
+    key: "total_throughput",
+    label: "prompt and output throughput",
+    unit: "tokens/s",
+    direction: Direction::HigherIsBetter,
+    scale: Scale::Ratio,
+    of: |m| m.total_throughput_tokens_per_s,
+};
+
 pub const THROUGHPUT: &str = "throughput";
 pub const ERROR_RATE: &str = "error_rate";
 pub const PEAK_RAM: &str = "peak_ram";

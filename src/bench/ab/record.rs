@@ -5,11 +5,12 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::args::Settings;
 use super::criterion::Criterion;
 use crate::bench::metrics::Metrics;
-use crate::bench::record::{FORMAT_VERSION, Record};
+use crate::bench::record::{FORMAT_VERSION, Record, blocks_to_json};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AbRecord {
@@ -78,24 +79,11 @@ impl AbRecord {
     /// # Errors
     /// A value that JSON cannot hold.
     pub fn to_json(&self) -> anyhow::Result<String> {
-        let head = serde_json::to_string_pretty(&self.ab)?;
-        let blocks: Vec<String> = self
-            .blocks
-            .iter()
-            .map(|block| {
-                let side = serde_json::to_string(&block.side)?;
-                let record = block.record.to_json()?;
-                let pair = block.pair;
-                Ok(format!(
-                    "{{\"pair\": {pair}, \"side\": {side}, \"record\": {}}}",
-                    record.trim_end()
-                ))
-            })
-            .collect::<anyhow::Result<_>>()?;
-        Ok(format!(
-            "{{\n\"ab\": {head},\n\"blocks\": [\n{}\n]\n}}\n",
-            blocks.join(",\n")
-        ))
+        let blocks = self.blocks.iter().map(|block| {
+            let tags = [("pair", json!(block.pair)), ("side", json!(block.side))];
+            (tags, &block.record)
+        });
+        blocks_to_json("ab", &self.ab, blocks)
     }
 
     /// Reads what [`Self::to_json`] has written.

@@ -8,13 +8,13 @@ use std::fmt::Write as _;
 use super::args::Settings;
 use super::comparison::{Comparison, ERROR_RATE, MEASURES, Measure, PEAK_RAM, THROUGHPUT, Verdict};
 use super::record::{AbRecord, Side};
-use super::tables::{BLOCKS, IMPACT, mean};
+use super::tables::{BLOCKS, IMPACT, impact_rows, mean, shared_rows};
 use super::words;
 use crate::bench::benchmarks_md::raw_records_row;
 use crate::bench::compare::aligned;
 use crate::bench::figures::or_na;
 use crate::bench::metrics::Metrics;
-use crate::bench::record::Record;
+use crate::bench::record::{ClientSettings, Record};
 
 /// Figures that the summary table has.
 const SUMMED_UP: [&str; 5] = ["ttft_p50", "tpot_p50", THROUGHPUT, ERROR_RATE, PEAK_RAM];
@@ -47,7 +47,7 @@ impl<'a> AbReport<'a> {
     /// For the terminal.
     pub fn to_text(&self) -> String {
         let mut rows = vec![IMPACT.map(str::to_owned).to_vec()];
-        rows.extend(self.impact_rows());
+        rows.extend(impact_rows(&self.comparisons));
         let mut text = format!("{}\n\n{}\n", self.title(), aligned(&rows));
         for row in self.target_rows() {
             let _ = writeln!(text, "{:<26}{}", row[0], row[1..].join(", "));
@@ -68,7 +68,7 @@ impl<'a> AbReport<'a> {
         };
         text.push_str(&words("Changes applied", &ab.prose.changes));
         text.push_str("### Performance impact\n\n");
-        table(&mut text, &IMPACT, &self.impact_rows());
+        table(&mut text, &IMPACT, &impact_rows(&self.comparisons));
         self.write_configuration(&mut text);
         self.write_tradeoff(&mut text);
         self.write_rollback(&mut text);
@@ -76,7 +76,11 @@ impl<'a> AbReport<'a> {
         text.push_str(&words("Next steps", &ab.prose.next));
         text.push_str("### Records\n\n");
         table(&mut text, &BLOCKS, &self.block_rows());
-        table(&mut text, &["run", ""], &self.shared_rows());
+        table(
+            &mut text,
+            &["run", ""],
+            &shared_rows(self.first(Side::A), "pair"),
+        );
         format!("{}\n{}\n", text.trim_end(), raw_records_row(self.raw))
     }
 
@@ -120,26 +124,13 @@ impl<'a> AbReport<'a> {
         } else {
             ""
         };
-        let load = match (
-            &client.workload,
-            client.request_rate_per_s,
-            client.concurrency,
-        ) {
-            (Some(workload), ..) => format!("workload {}", workload.name),
-            (None, Some(rate), _) => format!("{rate} a second on average"),
-            (None, None, clients) => format!("{} at once", or_na(clients)),
-        };
-        let tokens = client
-            .max_tokens
-            .map_or_else(String::new, |most| format!(", {most} tokens each at most"));
         format!(
-            "A, before: {}. B, after: {}. {} blocks of each, in the order {}{more}. Each block: {} requests, \
-             {load}{tokens}.",
+            "A, before: {}. B, after: {}. {} blocks of each, in the order {}{more}. {}",
             code(&ab.a),
             code(&ab.b),
             self.a.len(),
             order.join(" "),
-            client.requests,
+            each_block(client),
         )
     }
 
@@ -259,8 +250,26 @@ fn code(settings: &Settings) -> String {
     }
 }
 
+/// The load of a block, as a sentence.
+pub fn each_block(client: &ClientSettings) -> String {
+    let load = match (
+        &client.workload,
+        client.request_rate_per_s,
+        client.concurrency,
+    ) {
+        (Some(workload), ..) => format!("workload {}", workload.name),
+        (None, Some(rate), _) => format!("{rate} a second on average"),
+        (None, None, clients) => format!("{} at once", or_na(clients)),
+    };
+    let tokens = client
+        .max_tokens
+        .map_or_else(String::new, |most| format!(", {most} tokens each at most"));
+    let requests = client.requests;
+    format!("Each block: {requests} requests, {load}{tokens}.")
+}
+
 /// A Markdown table and an empty line. Columns of numbers stand to the right.
-fn table(text: &mut String, heading: &[&str], rows: &[Vec<String>]) {
+pub fn table(text: &mut String, heading: &[&str], rows: &[Vec<String>]) {
     let is_number = |cell: &str| {
         let number = cell.trim_end_matches(" %").trim_end_matches(" points");
         cell == "n/a" || number.parse::<f64>().is_ok()

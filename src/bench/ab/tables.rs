@@ -51,25 +51,6 @@ type Row = Vec<String>;
 type Cell = fn(&[Metrics]) -> String;
 
 impl AbReport<'_> {
-    /// Under [`IMPACT`].
-    pub(super) fn impact_rows(&self) -> Vec<Row> {
-        let row = |(measure, comparison): &(&'static Measure, Option<Comparison>)| {
-            let mut row = vec![words::label(measure)];
-            match comparison {
-                None => row.extend([NOT_AVAILABLE; 6].map(str::to_owned)),
-                Some(comparison) => {
-                    row.push(words::value(measure, comparison.before));
-                    row.push(words::value(measure, comparison.after));
-                    row.push(words::delta(measure, comparison));
-                    row.extend(words::change(measure, comparison));
-                    row.push(words::verdict(comparison.verdict).to_owned());
-                }
-            }
-            row
-        };
-        self.comparisons.iter().map(row).collect()
-    }
-
     /// The settings that differ, with their values; and the others, as pairs.
     pub(super) fn setting_rows(&self) -> (Vec<Row>, Vec<String>) {
         let [a, b] = [Side::A, Side::B].map(|side| reported_settings(self.first(side)));
@@ -149,46 +130,75 @@ impl AbReport<'_> {
     /// Under [`BLOCKS`], in the order of measuring.
     pub(super) fn block_rows(&self) -> Vec<Row> {
         let row = |(position, block): (usize, &Block)| {
-            let metrics = Metrics::of(&block.record);
-            let p50 =
-                |summary: Option<Summary>| or_na(summary.map(|summary| milliseconds(summary.p50)));
-            let throughput = metrics.output_throughput_tokens_per_s;
-            vec![
+            let place = [
                 (position + 1).to_string(),
                 format!("{:?}", block.side),
                 (block.pair + 1).to_string(),
-                p50(metrics.latencies.ttft_ms),
-                p50(metrics.latencies.tpot_ms),
-                or_na(throughput.map(|x| format!("{x:.1}"))),
-                (metrics.num_requests - metrics.num_successes).to_string(),
-                format!("{:.2}", block.record.run.machine.load_average_1m),
-            ]
+            ];
+            place
+                .into_iter()
+                .chain(block_cells(&block.record))
+                .collect()
         };
         self.record.blocks.iter().enumerate().map(row).collect()
     }
+}
 
-    /// See [`SHARED`].
-    pub(super) fn shared_rows(&self) -> Vec<Row> {
-        let figures = Figures {
-            record: self.first(Side::A),
-            metrics: &self.a[0],
-        };
-        let is_shared = |(name, _): &(&str, String)| SHARED.contains(name);
-        figures
-            .circumstances()
-            .into_iter()
-            .filter(is_shared)
-            .map(|(name, value)| match name {
-                "client settings" => {
-                    vec![
-                        name.to_owned(),
-                        format!("{value} (pair 1; each next pair takes the next seed)"),
-                    ]
-                }
-                _ => vec![name.to_owned(), value],
-            })
-            .collect()
-    }
+/// Rows under [`IMPACT`].
+pub fn impact_rows(comparisons: &[(&'static Measure, Option<Comparison>)]) -> Vec<Row> {
+    let row = |(measure, comparison): &(&'static Measure, Option<Comparison>)| {
+        let mut row = vec![words::label(measure)];
+        match comparison {
+            None => row.extend([NOT_AVAILABLE; 6].map(str::to_owned)),
+            Some(comparison) => {
+                row.push(words::value(measure, comparison.before));
+                row.push(words::value(measure, comparison.after));
+                row.push(words::delta(measure, comparison));
+                row.extend(words::change(measure, comparison));
+                row.push(words::verdict(comparison.verdict).to_owned());
+            }
+        }
+        row
+    };
+    comparisons.iter().map(row).collect()
+}
+
+/// What a block shows, under the last of [`BLOCKS`].
+pub fn block_cells(record: &Record) -> [String; 5] {
+    let metrics = Metrics::of(record);
+    let p50 = |summary: Option<Summary>| or_na(summary.map(|summary| milliseconds(summary.p50)));
+    let throughput = metrics.output_throughput_tokens_per_s;
+    [
+        p50(metrics.latencies.ttft_ms),
+        p50(metrics.latencies.tpot_ms),
+        or_na(throughput.map(|x| format!("{x:.1}"))),
+        (metrics.num_requests - metrics.num_successes).to_string(),
+        format!("{:.2}", record.run.machine.load_average_1m),
+    ]
+}
+
+/// What all blocks share, from the record of the first one; see [`SHARED`]. Blocks that sent the
+/// same prompts make up a `turn`.
+pub fn shared_rows(record: &Record, turn: &str) -> Vec<Row> {
+    let figures = Figures {
+        record,
+        metrics: &Metrics::of(record),
+    };
+    let is_shared = |(name, _): &(&str, String)| SHARED.contains(name);
+    figures
+        .circumstances()
+        .into_iter()
+        .filter(is_shared)
+        .map(|(name, value)| match name {
+            "client settings" => {
+                vec![
+                    name.to_owned(),
+                    format!("{value} ({turn} 1; each next {turn} takes the next seed)"),
+                ]
+            }
+            _ => vec![name.to_owned(), value],
+        })
+        .collect()
 }
 
 /// Without those of this run alone.
