@@ -46,12 +46,13 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// The server that the storm is meant for: little of everything, so that all limits are reached.
 /// What the environment sets stays.
-const SETTINGS: [(&str, &str); 7] = [
+const SETTINGS: [(&str, &str); 8] = [
     ("MAX_BATCH_SIZE", "16"),
     ("QUEUE_MAX_SIZE", "32"),
     ("KV_CACHE_SIZE", "40MiB"),
     ("MAX_MODEL_LEN", "1024"),
-    ("REQUEST_TIMEOUT", "10"),
+    ("REQUEST_TIMEOUT", "30"),
+    ("DRAIN_TIMEOUT", "60"),
     ("LOG_FORMAT", "json"),
     ("RUST_LOG", "info"),
 ];
