@@ -15,6 +15,8 @@ pub(super) enum Outcome {
     Cancelled,
     TimedOut,
     Failed(String),
+    /// The model computed no numbers for it.
+    Corrupted(NotFinite),
 }
 
 /// What one step gave a sequence.
@@ -76,7 +78,7 @@ pub(super) fn generate(
         let id = match sampler.sample(logits, &mut sequence.sampler) {
             Ok(id) => id,
             Err(error) => {
-                generated.outcome = Some(Outcome::Failed(error.to_string()));
+                generated.outcome = Some(Outcome::Corrupted(error));
                 return generated;
             }
         };

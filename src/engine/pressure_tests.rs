@@ -161,7 +161,12 @@ fn broken_logits_fail_their_own_request_and_are_not_cached() {
     };
     let (.., end) = collect(submit(&engine, scored));
     assert!(matches!(end, Err(EngineError::StepFailed(_))), "{end:?}");
-    assert_eq!(engine.stats().kv_cache.cached_blocks, 0);
+    let stats = engine.stats();
+    assert_eq!(stats.kv_cache.cached_blocks, 0);
+    assert_eq!(
+        (stats.requests.num_corrupted, stats.requests.num_failed),
+        (2, 2)
+    );
 
     is_broken.store(false, Ordering::Relaxed);
     let (tokens, cached, end) = collect(submit(&engine, request(&poison, 5)));

@@ -66,7 +66,7 @@ impl SamplerState {
 }
 
 /// The row had no finite maximum: the model's numbers are broken for this sequence.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the model's logits are not finite")]
 pub(super) struct NotFinite;
 

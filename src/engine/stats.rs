@@ -67,6 +67,8 @@ pub struct RequestStats {
     pub num_cancelled: u64,
     pub num_timed_out: u64,
     pub num_failed: u64,
+    /// Those of `num_failed` for which the model computed numbers that are none.
+    pub num_corrupted: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]

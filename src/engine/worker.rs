@@ -326,7 +326,7 @@ impl Worker {
             let scored = score_prompt(sequence, chunk.num_tokens, logits, row);
             row += num_scored;
             let generated = match scored {
-                Err(error) => Generated::ended(Outcome::Failed(error.to_string())),
+                Err(error) => Generated::ended(Outcome::Corrupted(error)),
                 Ok(()) if !chunk.is_last => Generated::default(),
                 Ok(()) if sequence.max_tokens == 0 => {
                     Generated::ended(Outcome::Finished(FinishReason::Length))
@@ -377,7 +377,7 @@ impl Worker {
             return;
         }
         for (sequence, outcome) in &mut ended {
-            if let Outcome::Failed(_) = outcome {
+            if let Outcome::Failed(_) | Outcome::Corrupted(_) = outcome {
                 self.kv.forget(&sequence.table);
             }
             self.kv.release(&mut sequence.table);
@@ -400,6 +400,10 @@ impl Worker {
                     sequence.send(Event::Failed(sequence.timeout(Instant::now())));
                 }
                 Outcome::Failed(reason) => {
+                    sequence.send(Event::Failed(EngineError::StepFailed(reason)));
+                }
+                Outcome::Corrupted(error) => {
+                    let reason = error.to_string();
                     sequence.send(Event::Failed(EngineError::StepFailed(reason)));
                 }
             }
@@ -449,8 +453,11 @@ impl Worker {
             Outcome::Finished(FinishReason::Length) => &mut requests.num_finished_length,
             Outcome::Cancelled => &mut requests.num_cancelled,
             Outcome::TimedOut => &mut requests.num_timed_out,
-            Outcome::Failed(_) => &mut requests.num_failed,
+            Outcome::Failed(_) | Outcome::Corrupted(_) => &mut requests.num_failed,
         } += 1;
+        if let Outcome::Corrupted(_) = outcome {
+            requests.num_corrupted += 1;
+        }
         if let Outcome::Finished(_) = outcome {
             self.note_completion(Instant::now());
         }

@@ -81,6 +81,7 @@ fn metrics_count_what_was_done_under_vllms_names() {
         ("vllm:prefix_cache_queries_total", "", 17.0),
         ("vllm:prefix_cache_hits_total", "", 7.0),
         ("vllm:num_preemptions_total", "", 0.0),
+        ("vllm:corrupted_requests_total", "", 0.0),
         (
             "vllm:request_success_total",
             "finished_reason=\"length\"",

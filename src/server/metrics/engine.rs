@@ -57,6 +57,12 @@ const FIGURES: &[Figure] = &[
         value: |stats| stats.num_preemptions as f64,
     },
     Figure {
+        name: "vllm:corrupted_requests_total",
+        help: "Requests for which the model computed logits that are no numbers.",
+        kind: MetricType::COUNTER,
+        value: |stats| stats.requests.num_corrupted as f64,
+    },
+    Figure {
         name: "candlepower:kv_evicted_blocks_total",
         help: "Cached KV blocks given to other tokens.",
         kind: MetricType::COUNTER,
