@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn labels_turn_and_then_give_way_as_bars_get_narrow() {
-        for (num_groups, values, turned, names) in [(3, 3, 0, 3), (12, 12, 24, 12), (60, 0, 15, 15)]
+        for (num_groups, values, turned, names) in [(3, 3, 0, 3), (12, 12, 24, 12), (60, 0, 20, 20)]
         {
             let svg = plot(num_groups);
             assert_eq!(svg.matches("<rect").count(), num_groups);
