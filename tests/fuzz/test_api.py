@@ -10,6 +10,7 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 URL = os.environ["CANDLEPOWER_URL"].rstrip("/")
 
@@ -22,7 +23,10 @@ schema = schemathesis.openapi.from_url(f"{URL}/openapi.json")
     max_examples=50, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 def test_the_api_is_as_described(case):
-    case.call_and_validate(timeout=30)
+    response = case.call(timeout=30)
+    # A request may set itself a deadline that nobody can keep.
+    is_late = response.status_code == 408
+    case.validate_response(response, excluded_checks=[positive_data_acceptance] if is_late else [])
 
 
 @pytest.fixture(scope="module", autouse=True)
