@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use candlepower::bench::metrics::Metrics;
+use candlepower::bench::raw_record::RawRecord as _;
 use candlepower::bench::record::Record;
 use serde_json::Value;
 

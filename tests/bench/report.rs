@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use candlepower::bench::raw_record::RawRecord as _;
 use candlepower::bench::record::{
     Failure, FailureReason, Record, RequestRecord, ServerSample, ServerTimings, Usage,
 };

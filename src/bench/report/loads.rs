@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use crate::bench::metrics::Metrics;
+use crate::bench::raw_record::RawRecord as _;
 use crate::bench::record::{Record, RequestRecord, ServerTimings};
 use crate::bench::validity;
 
