@@ -241,7 +241,7 @@ fn attend_unit<'a>(
     scratch.sums.resize(scratch.sums.len().max(sums_len), 0.0);
     let most = match isa {
         Isa::Portable | Isa::Avx2 => 4,
-        Isa::Avx512Vnni => UNIT_ROWS,
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => UNIT_ROWS,
     };
     for first in (0..num_rows).step_by(most) {
         let rows = first..num_rows.min(first + most);
@@ -315,7 +315,7 @@ fn multiply_keys(
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a Compute holds only an instruction set that the machine has.
-        Isa::Avx512Vnni => unsafe {
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
             with_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], avx512::scores,
                 (keys, tiles, queries, scores));
         },
@@ -339,7 +339,7 @@ fn sum_values(
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a Compute holds only an instruction set that the machine has.
-        Isa::Avx512Vnni => unsafe {
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
             with_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], avx512::sum_values,
                 (values, tiles, weights, len, sums));
         },
