@@ -31,7 +31,6 @@ mod plan;
 mod planning;
 mod progress;
 mod provenance;
-pub mod raw_record;
 pub mod record;
 mod relay;
 mod report;

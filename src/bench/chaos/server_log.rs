@@ -1,12 +1,11 @@
-//! All that a server says of its requests and of itself: its log, which has one JSON object a line.
+//! What a server says of its requests: its log, which has one JSON object a line.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use serde::Deserialize;
-
-use crate::bench::server_log::{Event, GENERATION_ENDED};
+use serde_json::Value;
 
 /// A server's account of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,24 +75,25 @@ impl ServerBook {
         let mut book = Self::default();
         let mut has_stopped = false;
         for line in text.lines() {
-            let event = Event::of_json(line).with_context(|| format!("not JSON: {line}"))?;
-            let told = match event.message() {
-                GENERATION_ENDED => Told::Ended {
-                    outcome: event.text("outcome").unwrap_or_default().to_owned(),
-                    tokens: event.count("generated_tokens").unwrap_or_default(),
+            let line: Value =
+                serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;
+            let told = match line["message"].as_str() {
+                Some("generation ended") => Told::Ended {
+                    outcome: line["outcome"].as_str().unwrap_or_default().to_owned(),
+                    tokens: line["generated_tokens"].as_u64().unwrap_or_default(),
                 },
-                "request refused" | "request failed" => {
-                    Told::Refused(event.count("status").unwrap_or_default())
+                Some("request refused" | "request failed") => {
+                    Told::Refused(line["status"].as_u64().unwrap_or_default())
                 }
-                "stopped" => {
+                Some("stopped") => {
                     has_stopped = true;
-                    let stats = event.text("stats").unwrap_or_default();
+                    let stats = line["stats"].as_str().unwrap_or_default();
                     book.engine = serde_json::from_str(stats).context("its last figures")?;
                     continue;
                 }
                 _ => continue,
             };
-            let id = event.text("request_id").unwrap_or_default().to_owned();
+            let id = line["request_id"].as_str().unwrap_or_default().to_owned();
             book.requests.entry(id).or_default().push(told);
         }
         ensure!(has_stopped, "it does not tell that the server stopped");
