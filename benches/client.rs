@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use candlepower::bench::metrics::Metrics;
+use candlepower::bench::raw_record::RawRecord as _;
 use candlepower::bench::record::Record;
 use candlepower::bench::{BenchArgs, run_in};
 use clap::Parser;

@@ -3,7 +3,7 @@
 //! `cargo bench --bench kernels [-- FILTER]`, threads from `NUM_THREADS`. Every number is the best of
 //! several repeats: what the code can do when the machine lets it.
 
-// For the ceiling of the multiplier, which only intrinsics reach.
+// For the ceilings of the multipliers, which only intrinsics reach.
 #![allow(unsafe_code)]
 
 use std::hint::black_box;
@@ -13,8 +13,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use candlepower::kernels::{
     Activations, AttentionBatch, AttentionPlan, AttentionShape, Compute, Epilogue, Isa, KvShape,
-    KvStorage, KvType, Needs, PackedMatrix, PanelFormat, Pool, SourceFormat, SourceMatrix, attend,
-    matmul,
+    KvStorage, Needs, PackedMatrix, PanelFormat, Pool, SourceFormat, SourceMatrix, attend, matmul,
 };
 
 const FORMATS: [(GgmlDType, SourceFormat); 11] = [
@@ -55,18 +54,16 @@ fn main() {
         );
         let ceilings = Ceilings::measure(&compute);
         println!(
-            "ceilings: 4-bit codes {:.0} GMAC/s, bytes {:.0}, f32 {:.0}",
-            ceilings.nibbles, ceilings.bytes, ceilings.f32
+            "ceilings: 4-bit codes {:.0} GMAC/s, bytes {:.0}, bf16 {:.0}, f32 {:.0}",
+            ceilings.nibbles, ceilings.bytes, ceilings.bf16, ceilings.f32
         );
         for (dtype, format) in FORMATS {
             if format!("{isa} {format:?}").contains(&filter) {
                 measure_product(&compute, dtype, format, &ceilings, bandwidth);
             }
         }
-        for kv_type in KvType::ALL {
-            if format!("{isa} attention {kv_type}").contains(&filter) {
-                measure_attention(&compute, kv_type, &ceilings, bandwidth);
-            }
+        if format!("{isa} attention").contains(&filter) {
+            measure_attention(&compute);
         }
     }
 }
@@ -113,7 +110,8 @@ fn measure_product(
         repeated,
     )];
     let ceiling = match panel_format {
-        PanelFormat::F32 | PanelFormat::F16 | PanelFormat::Bf16 => ceilings.f32,
+        PanelFormat::F32 | PanelFormat::F16 => ceilings.f32,
+        PanelFormat::Bf16 => ceilings.bf16,
         PanelFormat::Q8 => ceilings.bytes,
         _ => ceilings.nibbles,
     };
@@ -156,8 +154,8 @@ fn activations(compute: &Compute, rows: usize) -> Activations {
     x.quantize(
         compute,
         Needs {
-            values: true,
             codes: true,
+            bf16: true,
         },
     );
     x
@@ -184,116 +182,144 @@ fn bandwidth(compute: &Compute) -> f64 {
 struct Ceilings {
     nibbles: f64,
     bytes: f64,
+    bf16: f64,
     f32: f64,
 }
 
 impl Ceilings {
     fn measure(compute: &Compute) -> Self {
-        const ITERATIONS: usize = 200_000;
-        let threads = compute.pool().num_threads();
-        let measure = |kernel: fn(usize) -> usize| {
-            let mut macs = 0;
+        const ITERATIONS: usize = 20_000;
+        let parts = compute.pool().num_threads() * 16;
+        // SAFETY: compute's instruction set is there, and the loop is of no wider one.
+        let measure = |(kernel, macs): Loop| {
             let time = best(20, || {
-                let parts = std::sync::atomic::AtomicUsize::new(0);
-                compute.pool().for_each(threads * 16, 1, |_| {
-                    parts.fetch_add(
-                        kernel(ITERATIONS / 16),
-                        std::sync::atomic::Ordering::Relaxed,
-                    );
-                });
-                macs = parts.into_inner();
+                compute
+                    .pool()
+                    .for_each(parts, 1, |_| unsafe { kernel(ITERATIONS) });
             });
-            macs as f64 / time.as_secs_f64() / 1e9
+            (parts * ITERATIONS * macs) as f64 / time.as_secs_f64() / 1e9
         };
+        let [nibbles, bytes, bf16, f32] = loops(compute.isa()).map(measure);
         Self {
-            nibbles: measure(peak::nibbles),
-            bytes: measure(peak::bytes),
-            f32: measure(peak::f32),
+            nibbles,
+            bytes,
+            bf16,
+            f32,
         }
     }
 }
 
-/// Loops in registers alone; each returns its multiplications.
+/// A loop in registers alone, and its multiplications in one round.
+type Loop = (unsafe fn(usize), usize);
+
+/// Those of 4-bit codes, bytes, bf16 and f32. Portable code has those of AVX2 for a ceiling.
+#[cfg(target_arch = "x86_64")]
+fn loops(isa: Isa) -> [Loop; 4] {
+    use peak::*;
+    let (narrow, wide) = ((f32_avx2 as _, 10 * 8), (f32_avx512 as _, 10 * 16));
+    let vnni = (bytes_vnni as _, 10 * 64);
+    match isa {
+        Isa::Avx512Bf16 => [vnni, vnni, (bf16_avx512 as _, 10 * 32), wide],
+        Isa::Avx512Vnni => [vnni, vnni, wide, wide],
+        Isa::Avx2 | Isa::Portable => {
+            let (nibbles, bytes) = ((nibbles_avx2 as _, 8 * 32), (bytes_avx2 as _, 8 * 32));
+            [nibbles, bytes, narrow, narrow]
+        }
+    }
+}
+
+/// Unknown here: shares come out as 0 %.
+#[cfg(not(target_arch = "x86_64"))]
+fn loops(_: Isa) -> [Loop; 4] {
+    unsafe fn nothing(_: usize) {}
+    [(nothing, 1 << 40); 4]
+}
+
 #[cfg(target_arch = "x86_64")]
 mod peak {
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
-    pub fn nibbles(iterations: usize) -> usize {
-        assert!(is_x86_feature_detected!("avx2"));
-        // SAFETY: as checked.
-        unsafe { nibbles_avx2(iterations) }
-    }
-
-    pub fn bytes(iterations: usize) -> usize {
-        assert!(is_x86_feature_detected!("avx2"));
-        // SAFETY: as checked.
-        unsafe { bytes_avx2(iterations) }
-    }
-
-    pub fn f32(iterations: usize) -> usize {
-        assert!(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"));
-        // SAFETY: as checked.
-        unsafe { f32_avx2(iterations) }
-    }
-
-    #[target_feature(enable = "avx2")]
-    fn nibbles_avx2(iterations: usize) -> usize {
-        let (a, b) = (
-            _mm256_set1_epi8(black_box(3)),
-            _mm256_set1_epi8(black_box(5)),
-        );
-        let mut sums = [_mm256_setzero_si256(); 8];
-        let mut a = a;
-        for _ in 0..iterations {
-            // Changes each time, so that the product is not taken out of the loop.
-            a = _mm256_xor_si256(a, b);
-            for sum in &mut sums {
-                *sum = _mm256_add_epi16(_mm256_maddubs_epi16(a, black_register(b)), *sum);
+    /// Defines a loop over independent sums, each of which takes one product a round.
+    macro_rules! peak {
+        ($name:ident, $features:literal, $sums:literal, $zero:expr, $a:expr, |$sum:ident, $x:ident| $product:expr) => {
+            #[target_feature(enable = $features)]
+            pub unsafe fn $name(rounds: usize) {
+                let $x = $a;
+                let mut sums = [$zero; $sums];
+                for _ in 0..rounds {
+                    for $sum in &mut sums {
+                        *$sum = $product;
+                    }
+                }
+                black_box(sums);
             }
-        }
-        black_box(sums);
-        iterations * 8 * 32
+        };
     }
 
+    peak!(
+        nibbles_avx2,
+        "avx2",
+        8,
+        _mm256_setzero_si256(),
+        _mm256_set1_epi8(3),
+        |sum, x| {
+            let product = _mm256_maddubs_epi16(register(x), x);
+            _mm256_add_epi16(product, *sum)
+        }
+    );
+    peak!(
+        bytes_avx2,
+        "avx2",
+        8,
+        _mm256_setzero_si256(),
+        _mm256_set1_epi8(3),
+        |sum, x| {
+            let product = _mm256_maddubs_epi16(register(x), x);
+            _mm256_add_epi32(_mm256_madd_epi16(product, x), *sum)
+        }
+    );
+    peak!(
+        f32_avx2,
+        "avx2,fma",
+        10,
+        _mm256_setzero_ps(),
+        _mm256_set1_ps(black_box(0.5)),
+        |sum, x| { _mm256_fmadd_ps(x, x, *sum) }
+    );
+    peak!(
+        f32_avx512,
+        "avx512f",
+        10,
+        _mm512_setzero_ps(),
+        _mm512_set1_ps(black_box(0.5)),
+        |sum, x| { _mm512_fmadd_ps(x, x, *sum) }
+    );
+    peak!(
+        bytes_vnni,
+        "avx512f,avx512vnni",
+        10,
+        _mm512_setzero_si512(),
+        _mm512_set1_epi32(black_box(3)),
+        |sum, x| { _mm512_dpbusd_epi32(*sum, x, x) }
+    );
+    peak!(
+        bf16_avx512,
+        "avx512f,avx512bf16",
+        10,
+        _mm512_setzero_ps(),
+        _mm512_set1_epi32(black_box(3)),
+        |sum, x| {
+            // SAFETY: any bits are 32 bf16.
+            let x: __m512bh = unsafe { std::mem::transmute(x) };
+            _mm512_dpbf16_ps(*sum, x, x)
+        }
+    );
+
+    /// A copy that the compiler must not see through, at no cost: it would take the product out of
+    /// the loop.
     #[target_feature(enable = "avx2")]
-    fn bytes_avx2(iterations: usize) -> usize {
-        let (mut a, b) = (
-            _mm256_set1_epi8(black_box(3)),
-            _mm256_set1_epi8(black_box(5)),
-        );
-        let ones = _mm256_set1_epi16(1);
-        let mut sums = [_mm256_setzero_si256(); 8];
-        for _ in 0..iterations {
-            a = _mm256_xor_si256(a, b);
-            for sum in &mut sums {
-                let product = _mm256_maddubs_epi16(a, black_register(b));
-                *sum = _mm256_add_epi32(_mm256_madd_epi16(product, ones), *sum);
-            }
-        }
-        black_box(sums);
-        iterations * 8 * 32
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    fn f32_avx2(iterations: usize) -> usize {
-        let (a, b) = (
-            _mm256_set1_ps(black_box(1e-3)),
-            _mm256_set1_ps(black_box(0.5)),
-        );
-        let mut sums = [_mm256_setzero_ps(); 10];
-        for _ in 0..iterations {
-            for sum in &mut sums {
-                *sum = _mm256_fmadd_ps(a, b, *sum);
-            }
-        }
-        black_box(sums);
-        iterations * 10 * 8
-    }
-
-    /// A copy that the compiler must not see through, at no cost.
-    #[target_feature(enable = "avx2")]
-    fn black_register(mut x: __m256i) -> __m256i {
+    fn register(mut x: __m256i) -> __m256i {
         // SAFETY: an empty instruction that claims to change one register.
         unsafe {
             std::arch::asm!("/* {0} */", inout(ymm_reg) x, options(nomem, nostack, preserves_flags))
@@ -302,16 +328,7 @@ mod peak {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-mod peak {
-    /// Unknown here: shares come out as 0 %.
-    pub fn nibbles(_: usize) -> usize {
-        usize::MAX >> 16
-    }
-    pub use {nibbles as bytes, nibbles as f32};
-}
-
-fn measure_attention(compute: &Compute, kv_type: KvType, ceilings: &Ceilings, bandwidth: f64) {
+fn measure_attention(compute: &Compute) {
     let shape = AttentionShape {
         num_heads: 9,
         num_kv_heads: 3,
@@ -323,13 +340,11 @@ fn measure_attention(compute: &Compute, kv_type: KvType, ceilings: &Ceilings, ba
     for context in [128usize, 1024, 4096] {
         for (sequences, queries) in [(1usize, 1usize), (16, 1), (1, 128)] {
             let blocks = context / shape.block_size;
-            let kv_shape = KvShape {
-                kv_type,
+            let mut kv = KvStorage::new(KvShape {
                 num_kv_heads: 3,
                 head_dim: 64,
                 num_slots: sequences * context,
-            };
-            let mut kv = KvStorage::new(kv_shape);
+            });
             let rows: Vec<f32> = (0..sequences * context * width)
                 .map(|i| (i as f32).sin())
                 .collect();
@@ -355,15 +370,11 @@ fn measure_attention(compute: &Compute, kv_type: KvType, ceilings: &Ceilings, ba
             });
             black_box(&out);
             let pairs: usize = positions.iter().map(|p| *p as usize + 1).sum();
-            let seconds = time.as_secs_f64();
-            let gmacs = (pairs * 9 * 64 * 2) as f64 / seconds / 1e9;
-            let bytes = (sequences * context * kv_shape.bytes_per_slot()) as f64;
             println!(
-                "attention {kv_type}\t{sequences} x {queries} queries, context {context}\t{:8.1} us\t{gmacs:5.1} GMAC/s\t{:3.0} %\t{:5.1} GB/s\t{:3.0} %",
-                seconds * 1e6,
-                100.0 * gmacs / ceilings.f32,
-                bytes / seconds / 1e9,
-                100.0 * bytes / seconds / bandwidth,
+                "attention\t{sequences} x {queries} queries, context {context}\t{:8.1} us\t{:5.1} GMAC/s\t{:5.1} GB/s",
+                time.as_secs_f64() * 1e6,
+                (pairs * 9 * 64 * 2) as f64 / time.as_secs_f64() / 1e9,
+                (sequences * context * 3 * 64 * 4) as f64 / time.as_secs_f64() / 1e9,
             );
         }
     }

@@ -18,7 +18,6 @@ use serde::{Serialize, Serializer};
 use crate::kernels::Isa;
 use crate::model::Quantization;
 
-pub use crate::kernels::KvType;
 pub use http::{AllowedOrigins, ApiKey, HttpConfig, OpenEndpoints};
 pub use observe::{LogFormat, ObserveConfig};
 
@@ -61,8 +60,8 @@ pub struct ModelConfig {
     /// Compute threads [default: one for each core]
     #[arg(long, env = "NUM_THREADS")]
     pub num_threads: Option<usize>,
-    /// Instruction set of the CPU kernels: auto, portable, avx2 or avx512-vnni; auto takes the
-    /// widest there is
+    /// Instruction set of the CPU kernels: auto, portable, avx2, avx512-vnni or avx512-bf16;
+    /// auto takes the widest there is
     #[arg(long, env = "CPU_ISA", default_value = "auto")]
     pub cpu_isa: IsaChoice,
 }
@@ -104,9 +103,6 @@ pub struct EngineConfig {
     /// Memory for the KV cache: bytes, 2GiB, or a share of the free memory (25%)
     #[arg(long, env = "KV_CACHE_SIZE", default_value = "2GiB")]
     pub kv_cache_size: MemorySize,
-    /// Type of K and V in the cache: f32, f16, or q8_0, which takes half the memory of f16
-    #[arg(long, env = "KV_CACHE_TYPE", default_value_t)]
-    pub kv_cache_type: KvType,
     #[command(flatten)]
     #[serde(flatten)]
     pub speculation: SpeculationConfig,

@@ -18,23 +18,22 @@ pub(super) mod words;
 
 use std::path::Path;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 use self::args::{AbArgs, Settings};
 use self::record::{Ab, AbRecord, Block, Prose, Side};
-pub use self::section::AbReport;
 use super::args::LoadArgs;
-use super::benchmarks_md::{self, Table};
-use super::machine::{Commit, repository_root};
+use super::benchmarks_md::next_optimization;
+use super::machine::Commit;
 use super::measurement::{Target, measure};
 use super::provenance::variable_of;
-use super::record::{FORMAT_VERSION, Record};
+use super::raw_record::conclude;
+use super::record::FORMAT_VERSION;
 use super::result_file::ResultFile;
+use super::server_log;
 use super::server_stats::ServerStats;
-use super::terminal::show;
 use super::turns::{loads, log_block, turns};
-use super::{server_log, validity};
 
 /// Measures both sides, prints the comparison, saves the raw records, and adds the optimization to
 /// BENCHMARKS.md.
@@ -43,29 +42,14 @@ use super::{server_log, validity};
 /// A server cannot be started or does not know a setting, a file cannot be written, or a side
 /// served no request.
 pub async fn session(folder: &Path, args: &AbArgs) -> anyhow::Result<()> {
-    let root = repository_root(folder);
-    let page = root.join("BENCHMARKS.md");
     let loads = loads(&args.load, args.blocks)?;
     let prose = prose(args)?;
-    let file = ResultFile::prepare(folder, &root, args.output.as_deref(), "-ab")?;
+    let file = ResultFile::prepare(folder, args.output.as_deref(), "-ab")?;
     let record = AbRecord {
-        ab: asked(args, prose, benchmarks_md::next_optimization(&page)?),
-        blocks: measure_blocks(args, &loads, &root, &file).await?,
+        ab: asked(args, prose, next_optimization(&file.page())?),
+        blocks: measure_blocks(args, &loads, &file).await?,
     };
-    let json = record.to_json()?;
-    let (record, stored) = file.store(record, &json, AbRecord::read);
-    let report = AbReport::new(&record, &file.shown);
-    show(&report.to_text());
-    stored?;
-    ensure_some_success(&record, &file.shown)?;
-    ensure_valid(record.blocks.iter().map(|block| &block.record), &file.shown)?;
-    if !args.no_append {
-        let (row, section) = (report.to_summary_row(), report.to_markdown());
-        benchmarks_md::append(&page, Table::Optimizations, &row, &section)?;
-        let shown = page.strip_prefix(folder).unwrap_or(&page).display();
-        show(&format!("{:<26}{shown}\n", "added to"));
-    }
-    Ok(())
+    conclude(record, &file, !args.no_append)
 }
 
 fn prose(args: &AbArgs) -> anyhow::Result<Prose> {
@@ -103,10 +87,9 @@ fn order(pairs: usize) -> Vec<(usize, Side)> {
 async fn measure_blocks(
     args: &AbArgs,
     loads: &[LoadArgs],
-    root: &Path,
     file: &ResultFile,
 ) -> anyhow::Result<Vec<Block>> {
-    let commit = Commit::of(root);
+    let commit = Commit::of(&file.root);
     let order = order(args.blocks);
     let mut blocks = Vec::with_capacity(order.len());
     for (position, (pair, side)) in order.iter().copied().enumerate() {
@@ -130,23 +113,6 @@ async fn measure_blocks(
     Ok(blocks)
 }
 
-/// A void block compares something else than was asked for.
-pub(super) fn ensure_valid<'a>(
-    records: impl Iterator<Item = &'a Record>,
-    raw: &str,
-) -> anyhow::Result<()> {
-    for (position, record) in records.enumerate() {
-        let faults = validity::faults(record);
-        ensure!(
-            faults.is_empty(),
-            "block {} is void, and with it the run (its records are in {raw}): {}",
-            position + 1,
-            faults.join("; ")
-        );
-    }
-    Ok(())
-}
-
 /// A misspelt variable would change nothing, and the run would say so of the wrong thing.
 pub(super) fn ensure_known(settings: &Settings, stats: &Value) -> anyhow::Result<()> {
     let reported = ServerStats::of(stats).settings;
@@ -155,18 +121,6 @@ pub(super) fn ensure_known(settings: &Settings, stats: &Value) -> anyhow::Result
         bail!(
             "the server has no setting {unknown}; it has {}",
             variables.join(", ")
-        );
-    }
-    Ok(())
-}
-
-/// A side in which nothing succeeded has no figures to compare.
-fn ensure_some_success(record: &AbRecord, raw: &str) -> anyhow::Result<()> {
-    for side in [Side::A, Side::B] {
-        let successes: usize = record.metrics(side).iter().map(|m| m.num_successes).sum();
-        ensure!(
-            successes > 0,
-            "no request succeeded on side {side:?}; the failures are in {raw}"
         );
     }
     Ok(())

@@ -47,29 +47,17 @@ pub fn raw_records_of(section: &str) -> Option<&str> {
     last.strip_prefix("| raw records | `")?.strip_suffix("` |")
 }
 
-/// Adds a record: `row` to its summary table and `section` at the end. Creates the file if needed.
+/// Adds a record: its row, if it has one, to the summary table and `section` at the end. Creates the
+/// file if needed.
 ///
 /// # Errors
 /// The file cannot be read or written; it is then left as it was.
-pub fn append(path: &Path, table: Table, row: &str, section: &str) -> anyhow::Result<()> {
+pub fn append(path: &Path, row: Option<&(Table, String)>, section: &str) -> anyhow::Result<()> {
     let old = read(path)?.unwrap_or_else(|| HEADER.to_owned());
-    write(path, &with_record(&old, table, row, section))
-}
-
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let temporary = path.with_extension("md.tmp");
-    fs::write(&temporary, text)
+    fs::write(&temporary, with_record(&old, row, section))
         .and_then(|()| fs::rename(&temporary, path))
         .with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Adds a section that has no row in a summary. Creates the file if needed.
-///
-/// # Errors
-/// The file cannot be read or written; it is then left as it was.
-pub fn append_section(path: &Path, section: &str) -> anyhow::Result<()> {
-    let old = read(path)?.unwrap_or_else(|| HEADER.to_owned());
-    write(path, &with_section(&old, section))
 }
 
 /// The number that the next optimization gets.
@@ -94,16 +82,14 @@ fn read(path: &Path) -> anyhow::Result<Option<String>> {
     }
 }
 
-pub fn with_record(old: &str, table: Table, row: &str, section: &str) -> String {
-    let summed_up = match old.split_once(table.end()) {
-        Some((before, after)) => format!("{before}{row}\n{}{after}", table.end()),
+/// The page with a record more.
+pub fn with_record(old: &str, row: Option<&(Table, String)>, section: &str) -> String {
+    let parts = row.and_then(|(table, row)| Some((table, row, old.split_once(table.end())?)));
+    let summed_up = match parts {
+        Some((table, row, (before, after))) => format!("{before}{row}\n{}{after}", table.end()),
         None => old.to_owned(),
     };
-    with_section(&summed_up, section)
-}
-
-fn with_section(old: &str, section: &str) -> String {
-    format!("{}\n\n{}\n", old.trim_end(), section.trim_end())
+    format!("{}\n\n{}\n", summed_up.trim_end(), section.trim_end())
 }
 
 #[cfg(test)]
@@ -115,12 +101,14 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("BENCHMARKS.md");
         for (table, row, section) in [
-            (Table::Runs, "| one |", "## One\n\nfirst"),
-            (Table::Optimizations, "| x |", "## Optimization 1: X"),
-            (Table::Runs, "| two |", "## Two\n\nsecond\n"),
-            (Table::Peers, "| y |\n| z |", "## Beside Y and Z"),
+            (Some(Table::Runs), "| one |", "## One\n\nfirst"),
+            (Some(Table::Optimizations), "| x |", "## Optimization 1: X"),
+            (None, "", "## Drill"),
+            (Some(Table::Runs), "| two |", "## Two\n\nsecond\n"),
+            (Some(Table::Peers), "| y |\n| z |", "## Beside Y and Z"),
         ] {
-            append(&path, table, row, section).expect("a writable file");
+            let row = table.map(|table| (table, row.to_owned()));
+            append(&path, row.as_ref(), section).expect("a writable file");
         }
         let text = fs::read_to_string(&path).expect("the file");
         let (runs, rest) = text.split_once(Table::Runs.end()).expect("runs");
@@ -131,7 +119,7 @@ mod tests {
         assert!(optimizations.ends_with("|\n| x |\n"), "{optimizations}");
         let (peers, sections) = rest.split_once(Table::Peers.end()).expect("peers");
         assert!(peers.ends_with("|\n| y |\n| z |\n"), "{peers}");
-        let expected = "\n\n## One\n\nfirst\n\n## Optimization 1: X\n\n## Two\n\nsecond\n\n## Beside Y and Z\n";
+        let expected = "\n\n## One\n\nfirst\n\n## Optimization 1: X\n\n## Drill\n\n## Two\n\nsecond\n\n## Beside Y and Z\n";
         assert_eq!(sections, expected);
         let files = fs::read_dir(folder.path()).expect("the folder").count();
         assert_eq!(files, 1, "a temporary file stayed behind");
@@ -156,7 +144,11 @@ mod tests {
     #[test]
     fn a_file_without_markers_keeps_its_text() {
         assert_eq!(
-            with_record("# Mine\n", Table::Runs, "| row |", "## One"),
+            with_record(
+                "# Mine\n",
+                Some(&(Table::Runs, "| row |".to_owned())),
+                "## One"
+            ),
             "# Mine\n\n## One\n"
         );
     }

@@ -343,7 +343,7 @@ impl Observation {
         }
         self.usage = answer.usage().or(self.usage);
         self.cached = answer.cached.or(self.cached);
-        self.timings = answer.timings.or(self.timings);
+        self.timings = answer.timings().or(self.timings);
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use serde_json::{Map, Value};
 
 use super::metrics::Metrics;
+use super::raw_record::RawRecord as _;
 use super::record::Record;
 use super::server_stats::ServerStats;
 use super::statistics::Summary;

@@ -31,6 +31,7 @@ mod plan;
 mod planning;
 mod progress;
 mod provenance;
+pub mod raw_record;
 pub mod record;
 mod relay;
 mod report;

@@ -10,19 +10,17 @@ pub mod server;
 
 use std::path::Path;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 
 use self::args::PeersArgs;
 use self::record::{Asked, Block, PeersRecord};
-pub use self::section::PeersReport;
-use super::ab::{ensure_known, ensure_valid};
-use super::benchmarks_md::{self, Table};
-use super::machine::{Commit, repository_root};
+use super::ab::ensure_known;
+use super::machine::Commit;
 use super::measurement::{Target, measure};
+use super::raw_record::conclude;
 use super::record::FORMAT_VERSION;
 use super::result_file::ResultFile;
 use super::server_log;
-use super::terminal::show;
 use super::turns::{loads, log_block, turns};
 
 /// Measures all servers, prints the comparison, saves the raw records, and adds a section to
@@ -31,9 +29,7 @@ use super::turns::{loads, log_block, turns};
 /// # Errors
 /// A server cannot be started or reached, a file cannot be written, or a server served no request.
 pub async fn session(folder: &Path, args: &PeersArgs) -> anyhow::Result<()> {
-    let root = repository_root(folder);
-    let page = root.join("BENCHMARKS.md");
-    let file = ResultFile::prepare(folder, &root, args.output.as_deref(), "-peers")?;
+    let file = ResultFile::prepare(folder, args.output.as_deref(), "-peers")?;
     let asked = Asked {
         format_version: FORMAT_VERSION,
         name: args.name.clone(),
@@ -42,32 +38,15 @@ pub async fn session(folder: &Path, args: &PeersArgs) -> anyhow::Result<()> {
         bootstrap_seed: args.load.seed,
     };
     let record = PeersRecord {
-        blocks: measure_blocks(args, &root, &file).await?,
+        blocks: measure_blocks(args, &file).await?,
         peers: asked,
     };
-    let json = record.to_json()?;
-    let (record, stored) = file.store(record, &json, PeersRecord::read);
-    let report = PeersReport::new(&record, &file.shown);
-    show(&report.to_text());
-    stored?;
-    ensure_some_success(&record, &file.shown)?;
-    ensure_valid(record.blocks.iter().map(|block| &block.record), &file.shown)?;
-    if !args.no_append {
-        let (rows, section) = (report.to_summary_rows(), report.to_markdown());
-        benchmarks_md::append(&page, Table::Peers, &rows, &section)?;
-        let shown = page.strip_prefix(folder).unwrap_or(&page).display();
-        show(&format!("{:<26}{shown}\n", "added to"));
-    }
-    Ok(())
+    conclude(record, &file, !args.no_append)
 }
 
-async fn measure_blocks(
-    args: &PeersArgs,
-    root: &Path,
-    file: &ResultFile,
-) -> anyhow::Result<Vec<Block>> {
+async fn measure_blocks(args: &PeersArgs, file: &ResultFile) -> anyhow::Result<Vec<Block>> {
     let loads = loads(&args.load, args.blocks)?;
-    let commit = Commit::of(root);
+    let commit = Commit::of(&file.root);
     let num_servers = args.peers.len() + 1;
     let num_blocks = args.blocks * num_servers;
     let mut blocks = Vec::with_capacity(num_blocks);
@@ -102,17 +81,4 @@ async fn measure_blocks(
         });
     }
     Ok(blocks)
-}
-
-/// A server that served nothing has no figures to compare.
-fn ensure_some_success(record: &PeersRecord, raw: &str) -> anyhow::Result<()> {
-    for server in 0..=record.peers.servers.len() {
-        let successes: usize = record.metrics(server).iter().map(|m| m.num_successes).sum();
-        let name = section::name_of(&record.peers, server);
-        ensure!(
-            successes > 0,
-            "no request succeeded on {name}; the failures are in {raw}"
-        );
-    }
-    Ok(())
 }

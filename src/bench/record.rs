@@ -11,10 +11,9 @@ mod phase;
 mod request;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Instant;
 
-use anyhow::Context as _;
+use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -23,12 +22,16 @@ use self::request::is_zero;
 pub use self::request::{
     Failure, FailureReason, RequestRecord, ServerTimings, Usage, judge_missing_usage,
 };
+use super::benchmarks_md::Table;
 use super::cache_state::CacheState;
 use super::goodput::Slo;
 use super::layouts::Layout;
 use super::machine::{Commit, Machine};
 use super::metrics::{Metrics, histograms_us};
+use super::raw_record::{RawRecord, Rendering};
 use super::search::SearchSettings;
+use super::section::RunSection;
+use super::validity;
 use super::workload::definition::Expected;
 use super::workload::plain::WordRange;
 
@@ -250,11 +253,30 @@ impl Record {
         record
     }
 
-    /// The file's text: `metrics` are written for its readers and never read back.
-    ///
-    /// # Errors
-    /// A value that JSON cannot hold.
-    pub fn to_json(&self) -> anyhow::Result<String> {
+    /// A run in which nothing succeeded has no result to keep.
+    fn ensure_some_success(&self, raw: &str) -> anyhow::Result<()> {
+        let failure = self
+            .requests
+            .iter()
+            .find_map(|r| Some((r.status, r.failure.as_ref()?)));
+        let Some((status, failure)) = failure else {
+            return Ok(());
+        };
+        ensure!(
+            self.requests.iter().any(RequestRecord::is_success),
+            "no request succeeded; the first failed with: {}: {} (all are in {raw})",
+            failure.label(status),
+            failure.message
+        );
+        Ok(())
+    }
+}
+
+impl RawRecord for Record {
+    const COMMAND: &'static str = "bench";
+
+    /// `metrics` are written for the file's readers and never read back.
+    fn to_json(&self) -> anyhow::Result<String> {
         let head = serde_json::json!({
             "run": self.run,
             "metrics": Metrics::of(self),
@@ -275,22 +297,33 @@ impl Record {
         ))
     }
 
-    /// Reads a record file.
-    ///
-    /// # Errors
-    /// The file cannot be read, is not a record, or has a newer format.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let record: Self = serde_json::from_str(&text)
-            .with_context(|| format!("{} is not a bench record", path.display()))?;
-        anyhow::ensure!(
-            record.run.format_version <= FORMAT_VERSION,
-            "{} has format {}; this program reads up to {FORMAT_VERSION}",
-            path.display(),
-            record.run.format_version
+    fn ensure_whole(&self) -> anyhow::Result<()> {
+        let version = self.run.format_version;
+        ensure!(
+            version <= FORMAT_VERSION,
+            "it has format {version}; this program reads up to {FORMAT_VERSION}"
         );
-        Ok(record)
+        Ok(())
+    }
+
+    fn render(&self, raw: &str) -> Rendering {
+        let section = RunSection::new(self, raw);
+        Rendering {
+            text: section.to_text(),
+            row: Some((Table::Runs, section.to_summary_row())),
+            section: section.to_markdown(),
+        }
+    }
+
+    fn judge(&self, raw: &str) -> anyhow::Result<()> {
+        self.ensure_some_success(raw)?;
+        let faults = validity::faults(self);
+        ensure!(
+            faults.is_empty(),
+            "the run is void, and BENCHMARKS.md does not get it (its records are in {raw}): {}",
+            faults.join("; ")
+        );
+        Ok(())
     }
 }
 

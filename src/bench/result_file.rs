@@ -7,11 +7,18 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use jiff::Timestamp;
 
+use super::machine::repository_root;
+use super::raw_record::RawRecord;
+
 /// A file to be written when the run has ended; its folder exists.
 pub struct ResultFile {
     pub path: PathBuf,
     /// The path as BENCHMARKS.md names it: from the root of the repository, if it lies there.
     pub shown: String,
+    /// Of the repository.
+    pub root: PathBuf,
+    /// Where the program was called.
+    folder: PathBuf,
 }
 
 impl ResultFile {
@@ -20,12 +27,8 @@ impl ResultFile {
     ///
     /// # Errors
     /// The folder cannot be created, or the log not removed.
-    pub fn prepare(
-        folder: &Path,
-        root: &Path,
-        output: Option<&Path>,
-        suffix: &str,
-    ) -> anyhow::Result<Self> {
+    pub fn prepare(folder: &Path, output: Option<&Path>, suffix: &str) -> anyhow::Result<Self> {
+        let root = repository_root(folder);
         let path = output.map_or_else(
             || {
                 let time = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
@@ -37,10 +40,12 @@ impl ResultFile {
         let parent = path.parent().unwrap_or(Path::new(""));
         fs::create_dir_all(parent)
             .with_context(|| format!("cannot create {}", parent.display()))?;
-        let shown = path.strip_prefix(root).unwrap_or(&path);
+        let shown = path.strip_prefix(&root).unwrap_or(&path);
         let file = Self {
             shown: shown.display().to_string(),
             path,
+            root,
+            folder: folder.to_owned(),
         };
         match fs::remove_file(file.log()) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -55,16 +60,23 @@ impl ResultFile {
         self.path.with_extension("log")
     }
 
+    /// Where sections go.
+    pub fn page(&self) -> PathBuf {
+        self.root.join("BENCHMARKS.md")
+    }
+
+    /// The page as seen from where the program was called.
+    pub fn shown_page(&self) -> String {
+        let page = self.page();
+        let shown = page.strip_prefix(&self.folder).unwrap_or(&page);
+        shown.display().to_string()
+    }
+
     /// Writes a record, and gives it back as the file has it: what is shown is what the file gives,
     /// to the last digit, because `verify` has nothing else. A full disk costs the file and not the
     /// result: then the record comes back as it was, beside the error.
-    pub fn store<R>(
-        &self,
-        record: R,
-        text: &str,
-        read: impl FnOnce(&Path) -> anyhow::Result<R>,
-    ) -> (R, anyhow::Result<()>) {
-        match self.write(text).and_then(|()| read(&self.path)) {
+    pub fn store<R: RawRecord>(&self, record: R, text: &str) -> (R, anyhow::Result<()>) {
+        match self.write(text).and_then(|()| R::read(&self.path)) {
             Ok(stored) => (stored, Ok(())),
             Err(error) => (record, Err(error)),
         }

@@ -2,25 +2,22 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::{BenchArgs, BenchCommand, Format};
-use super::benchmarks_md::{self, Table};
 use super::client::ApiKey;
 use super::compare::compare_files;
 use super::endpoint::Endpoint;
 use super::machine::{Commit, repository_root};
 use super::measurement::{Target, measure};
 use super::planning::Prompts;
-use super::record::{Record, RequestRecord};
+use super::raw_record::conclude;
+use super::record::Record;
 use super::result_file::ResultFile;
-use super::section::RunSection;
 use super::terminal::show;
 use super::workload::definition::Definition;
-use super::{
-    ab, bandwidth, chaos, peers, report, rollback, search, server_log, validity, verify, vllm_json,
-};
+use super::{ab, bandwidth, chaos, peers, report, rollback, search, server_log, verify, vllm_json};
 
 /// Measures, prints the table, saves the raw records, and adds the run to BENCHMARKS.md; or what
 /// else the subcommand says.
@@ -133,63 +130,22 @@ pub async fn keep(
     endpoint: Option<&Endpoint>,
     measure: impl AsyncFnOnce(&Target) -> anyhow::Result<Record>,
 ) -> anyhow::Result<()> {
-    let folder = kept.folder;
-    let root = repository_root(folder);
-    let file = ResultFile::prepare(folder, &root, kept.output, "")?;
+    let file = ResultFile::prepare(kept.folder, kept.output, "")?;
     let target = match endpoint {
         Some(endpoint) => Target::running(endpoint, kept.api_key.cloned()).await?,
         None => Target::start(&Default::default(), &file.log()).await?,
     };
     let mut record = measure(&target).await?;
-    record.run.commit = Commit::of(&root);
+    record.run.commit = Commit::of(&file.root);
     // An own server has written its log to the end when it has ended.
     drop(target);
     if endpoint.is_none() {
         server_log::join(&mut record.requests, &file.log());
     }
-
-    let json = record.to_json()?;
-    let (record, stored) = file.store(record, &json, Record::read);
     if kept.format == Some(Format::VllmJson) {
         let other = file.path.with_extension("vllm.json");
         std::fs::write(&other, vllm_json::render(&record)?)
             .with_context(|| format!("cannot write {}", other.display()))?;
     }
-    let section = RunSection::new(&record, &file.shown);
-    show(&section.to_text());
-    stored?;
-    ensure_some_success(&record, &file.shown)?;
-    let faults = validity::faults(&record);
-    ensure!(
-        faults.is_empty(),
-        "the run is void, and BENCHMARKS.md does not get it (its records are in {}): {}",
-        file.shown,
-        faults.join("; ")
-    );
-    if kept.append {
-        let path = root.join("BENCHMARKS.md");
-        let (row, markdown) = (section.to_summary_row(), section.to_markdown());
-        benchmarks_md::append(&path, Table::Runs, &row, &markdown)?;
-        let shown = path.strip_prefix(folder).unwrap_or(&path).display();
-        show(&format!("{:<26}{shown}\n", "added to"));
-    }
-    Ok(())
-}
-
-/// A run in which nothing succeeded has no result to keep.
-fn ensure_some_success(record: &Record, raw: &str) -> anyhow::Result<()> {
-    let failure = record
-        .requests
-        .iter()
-        .find_map(|r| Some((r.status, r.failure.as_ref()?)));
-    let Some((status, failure)) = failure else {
-        return Ok(());
-    };
-    ensure!(
-        record.requests.iter().any(RequestRecord::is_success),
-        "no request succeeded; the first failed with: {}: {} (all are in {raw})",
-        failure.label(status),
-        failure.message
-    );
-    Ok(())
+    conclude(record, &file, kept.append)
 }

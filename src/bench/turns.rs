@@ -1,9 +1,12 @@
 //! Blocks of several servers, measured in turn.
 
+use anyhow::ensure;
+
 use super::args::LoadArgs;
 use super::metrics::Metrics;
 use super::planning::Prompts;
 use super::record::Record;
+use super::validity;
 
 /// The round and the server of each block: A B C, C B A, A B C, … What drifts steadily over the
 /// run then weighs on all alike, and the blocks of a round lie side by side.
@@ -40,6 +43,26 @@ pub fn log_block(block: &str, record: &Record) {
         metrics.num_requests,
         metrics.duration_s
     );
+}
+
+/// A void block compares something else than was asked for.
+///
+/// # Errors
+/// There is one; says which and why.
+pub fn ensure_valid<'a>(
+    records: impl Iterator<Item = &'a Record>,
+    raw: &str,
+) -> anyhow::Result<()> {
+    for (position, record) in records.enumerate() {
+        let faults = validity::faults(record);
+        ensure!(
+            faults.is_empty(),
+            "block {} is void, and with it the run (its records are in {raw}): {}",
+            position + 1,
+            faults.join("; ")
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,17 +10,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
-use super::ab::AbReport;
 use super::ab::record::AbRecord;
 use super::benchmarks_md::{HEADER, Table, raw_records_of, with_record};
-use super::chaos::ChaosSection;
 use super::chaos::record::ChaosRecord;
-use super::peers::PeersReport;
 use super::peers::record::PeersRecord;
+use super::raw_record::{Kind, RawRecord, Rendering};
 use super::record::Record;
-use super::rollback::RollbackSection;
 use super::rollback::record::RollbackRecord;
-use super::section::RunSection;
 
 /// Checks BENCHMARKS.md in `root`; raw records are named from there. Returns what was found sound.
 ///
@@ -74,7 +70,11 @@ fn check(root: &Path, page: &str) -> Outcome {
         }
         match rendered(root, raw) {
             Err(error) => outcome.faults.push(format!("{title}: {error:#}")),
-            Ok((row, expected)) => {
+            Ok(Rendering {
+                row,
+                section: expected,
+                ..
+            }) => {
                 match row {
                     Some((Table::Runs, _)) => outcome.num_runs += 1,
                     Some((Table::Optimizations, _)) => outcome.num_optimizations += 1,
@@ -84,9 +84,7 @@ fn check(root: &Path, page: &str) -> Outcome {
                 outcome
                     .faults
                     .extend(differences(title, section, &expected));
-                if let Some((table, row)) = row {
-                    expected_head = with_record(&expected_head, table, &row, "");
-                }
+                expected_head = with_record(&expected_head, row.as_ref(), "");
             }
         }
     }
@@ -120,36 +118,21 @@ fn split(page: &str) -> (&str, Vec<&str>) {
     )
 }
 
-/// The summary rows of a file of raw records, if its kind has any, and its section.
-fn rendered(root: &Path, raw: &str) -> anyhow::Result<(Option<(Table, String)>, String)> {
+/// A file of raw records as readers see it.
+fn rendered(root: &Path, raw: &str) -> anyhow::Result<Rendering> {
     let path = root.join(raw);
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    let json: serde_json::Value =
-        serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
-    let is_of = |kind: &str| json.get(kind).is_some();
-    if is_of("peers") {
-        let record = PeersRecord::read(&path)?;
-        let report = PeersReport::new(&record, raw);
-        let rows = report.to_summary_rows();
-        Ok((Some((Table::Peers, rows)), report.to_markdown()))
-    } else if is_of("ab") {
-        let record = AbRecord::read(&path)?;
-        let report = AbReport::new(&record, raw);
-        let row = (Table::Optimizations, report.to_summary_row());
-        Ok((Some(row), report.to_markdown()))
-    } else if is_of("chaos") {
-        let record = ChaosRecord::read(&path)?;
-        Ok((None, ChaosSection::new(&record, raw).to_markdown()))
-    } else if is_of("rollback") {
-        let record = RollbackRecord::read(&path)?;
-        Ok((None, RollbackSection::new(&record, raw).to_markdown()))
-    } else {
-        let record = Record::read(&path)?;
-        let section = RunSection::new(&record, raw);
-        let row = (Table::Runs, section.to_summary_row());
-        Ok((Some(row), section.to_markdown()))
-    }
+    let render = match Kind::of_file(&path)? {
+        Kind::Run => render::<Record>,
+        Kind::Ab => render::<AbRecord>,
+        Kind::Peers => render::<PeersRecord>,
+        Kind::Chaos => render::<ChaosRecord>,
+        Kind::Rollback => render::<RollbackRecord>,
+    };
+    render(&path, raw)
+}
+
+fn render<R: RawRecord>(path: &Path, raw: &str) -> anyhow::Result<Rendering> {
+    Ok(R::read(path)?.render(raw))
 }
 
 /// Lines of one that the other does not have, in both directions; then whether their order differs.

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, Visitor};
+use serde::de::{Deserializer, Error, IgnoredAny, Visitor};
 
 use super::record::{ServerTimings, Usage};
 
@@ -20,7 +20,7 @@ pub struct Answer {
     finish_reason: Option<String>,
     usage: Option<WireUsage>,
     pub cached: Option<bool>,
-    pub timings: Option<ServerTimings>,
+    timings: Option<Timings>,
     pub error: Option<WireError>,
 }
 
@@ -43,6 +43,14 @@ struct WireUsage {
 #[derive(Debug, Deserialize)]
 struct PromptTokensDetails {
     cached_tokens: Option<u64>,
+}
+
+/// llama.cpp's server has a field of this name too, with other content.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Timings {
+    Ours(ServerTimings),
+    Others(IgnoredAny),
 }
 
 /// An error object, or only its message.
@@ -72,6 +80,13 @@ impl Answer {
             .iter_mut()
             .find_map(|choice| choice.finish_reason.take());
         of_choice.or_else(|| self.finish_reason.take())
+    }
+
+    pub fn timings(&self) -> Option<ServerTimings> {
+        match self.timings {
+            Some(Timings::Ours(timings)) => Some(timings),
+            Some(Timings::Others(_)) | None => None,
+        }
     }
 
     pub fn usage(&self) -> Option<Usage> {
@@ -139,6 +154,12 @@ mod tests {
     }
 
     #[test]
+    fn timings_of_other_servers_are_passed_over() {
+        let others = answer(r#"{"timings":{"cache_n":0,"prompt_n":2,"prompt_ms":10.148}}"#);
+        assert_eq!(others.timings(), None);
+    }
+
+    #[test]
     fn completions_chunks_and_generate_events_read_alike() {
         let chunk =
             answer(r#"{"id":"x","choices":[{"index":0,"text":"a\n","finish_reason":null}]}"#);
@@ -169,7 +190,7 @@ mod tests {
             cached_tokens: Some(8),
         };
         assert_eq!(usage.usage(), Some(expected));
-        assert_eq!(usage.timings.map(|timings| timings.queue_ms), Some(1.5));
+        assert_eq!(usage.timings().map(|timings| timings.queue_ms), Some(1.5));
     }
 
     #[test]

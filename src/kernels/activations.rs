@@ -1,4 +1,4 @@
-//! The rows that are multiplied with weights: as f32, and quantised in groups of 32.
+//! The rows that are multiplied with weights: as f32, as bf16, and quantised in groups of 32.
 //!
 //! `value ~ scale * code`, code in -127..=127, scale = largest magnitude of the group / 127: an error
 //! of at most 1/254 of that magnitude. So nearly all of a row's error comes from its loudest groups.
@@ -9,10 +9,10 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Compute;
 use super::isa::for_each_isa;
 use super::math::ROUND;
 use super::shared::SharedMut;
+use super::{Compute, Isa};
 
 /// About one group in five is louder. At 2, one in ten, SmolLM2 keeps 97.8 % of the reference's most
 /// likely tokens on prose instead of 98.5 % (tests/program/faithful.rs).
@@ -37,11 +37,12 @@ pub struct GroupScale {
     pub half_sums: [i32; 2],
 }
 
-/// Which form of the activations a matrix multiplies.
+/// Which forms of the activations are multiplied, beside their values in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
-    pub values: bool,
     pub codes: bool,
+    /// Where the instruction set multiplies bf16; others multiply the values.
+    pub bf16: bool,
 }
 
 /// A group's codes of one row.
@@ -98,6 +99,7 @@ pub struct Activations {
     num_rows: usize,
     row_len: usize,
     values: Vec<f32>,                  // (num_rows, row_len)
+    bf16_pairs: Vec<u32>,              // (num_rows, row_len / 2), the first in the lower half
     codes: Vec<[i8; CODE_GROUP]>,      // (row_len / 32, num_rows)
     scales: Vec<GroupScale>,           // (row_len / 32, num_rows)
     fine_codes: Vec<[i8; CODE_GROUP]>, // (row_len / 32, num_rows), set where loud
@@ -129,6 +131,11 @@ impl Activations {
     /// (num_rows, row_len)
     pub fn values_mut(&mut self) -> &mut [f32] {
         &mut self.values[..self.num_rows * self.row_len]
+    }
+
+    /// Two values in bf16 each; after an odd last one stands 0. (num_rows, row_len / 2)
+    pub(super) fn bf16_pairs(&self) -> &[u32] {
+        &self.bf16_pairs[..self.num_rows * self.row_len.div_ceil(2)]
     }
 
     /// A group of a row as `quantize` left it, and where it is loud what that left over.
@@ -163,9 +170,9 @@ impl Activations {
         }
     }
 
-    /// Computes codes and scales from the values, if `needs` says so.
+    /// Computes from the values what `needs` says.
     pub fn quantize(&mut self, compute: &Compute, needs: Needs) {
-        if needs.codes {
+        if needs.codes || needs.bf16 {
             self.fill(compute, needs, |_, _| ());
         }
     }
@@ -200,7 +207,13 @@ impl Activations {
             }
         }
         let isa = compute.isa();
+        let needs_bf16 = needs.bf16 && isa == Isa::Avx512Bf16;
+        let pairs_len = len.div_ceil(2);
+        if needs_bf16 {
+            grow(&mut self.bf16_pairs, num_rows * pairs_len);
+        }
         let values = SharedMut::new(&mut self.values);
+        let bf16_pairs = SharedMut::new(&mut self.bf16_pairs);
         let codes = SharedCodes {
             num_rows,
             codes: SharedMut::new(&mut self.codes),
@@ -223,6 +236,11 @@ impl Activations {
                 if needs.codes {
                     // The groups of a row are its own, as `quantize_row` asks.
                     quantize_row(isa, &codes, row, values);
+                }
+                if needs_bf16 {
+                    // SAFETY: as above.
+                    let pairs = unsafe { bf16_pairs.part(row * pairs_len..(row + 1) * pairs_len) };
+                    round_row(isa, pairs, values);
                 }
             }
         });
@@ -282,6 +300,33 @@ for_each_isa! {
     }
 }
 
+for_each_isa! {
+    /// Rounds a row to bf16.
+    fn round_row(pairs: &mut [u32], values: &[f32]) {
+        let (twos, last) = values.as_chunks::<2>();
+        for (pair, [first, second]) in pairs.iter_mut().zip(twos) {
+            *pair = upper_bf16(*first) >> 16 | upper_bf16(*second);
+        }
+        if let ([value], Some(pair)) = (last, pairs.last_mut()) {
+            *pair = upper_bf16(*value) >> 16;
+        }
+    }
+}
+
+/// The nearest bf16, an even one if two are, in the upper half.
+#[inline(always)]
+fn upper_bf16(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    // Rounding could carry a NaN over to a number.
+    let upper = if value.is_nan() {
+        f32::NAN.to_bits()
+    } else {
+        rounded
+    };
+    upper & 0xffff_0000
+}
+
 #[inline(always)]
 fn largest_magnitude(values: &[f32; CODE_GROUP]) -> f32 {
     // As integers, magnitudes order like their values, and NaN above infinity.
@@ -336,7 +381,7 @@ fn quantize_group(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Isa, Pool};
+    use super::super::Pool;
     use super::*;
 
     fn quantize(isa: Isa, values: &[f32; 32]) -> ([i8; 32], GroupScale) {
@@ -345,8 +390,8 @@ mod tests {
         x.resize(1, CODE_GROUP);
         x.values_mut().copy_from_slice(values);
         let needs = Needs {
-            values: true,
             codes: true,
+            bf16: false,
         };
         x.quantize(&compute, needs);
         let (coarse, _) = x.group(0, 0);
@@ -402,8 +447,8 @@ mod tests {
                 *x = value(i);
             }
             let needs = Needs {
-                values: true,
                 codes: true,
+                bf16: false,
             };
             x.quantize(&compute, needs);
             for i in 0..num_rows * len {
@@ -420,6 +465,41 @@ mod tests {
                     0.5 / 250.0
                 };
                 assert!(error < most, "{isa}: {i} is {error:e} off");
+            }
+        }
+    }
+
+    #[test]
+    fn values_are_rounded_to_bf16_as_the_half_crate_does() {
+        let mut values: Vec<f32> = (0..4099).map(|i| (i as f32 * 0.37).sin() * 1e3).collect();
+        values.extend([
+            0.0,
+            -0.0,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::MAX,
+            1.0 + 1.0 / 256.0,
+        ]);
+        values.extend([
+            f32::from_bits(0x7fff_ffff),
+            f32::from_bits(0xffff_ffff),
+            f32::NAN,
+        ]);
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            for len in [values.len() - 1, values.len()] {
+                let mut pairs = vec![u32::MAX; len.div_ceil(2)];
+                round_row(isa, &mut pairs, &values[..len]);
+                for (i, pair) in pairs.into_iter().enumerate() {
+                    for (half, bits) in [pair as u16, (pair >> 16) as u16].into_iter().enumerate() {
+                        let value = values[..len].get(2 * i + half).copied().unwrap_or(0.0);
+                        let (rounded, expected) =
+                            (half::bf16::from_bits(bits), half::bf16::from_f32(value));
+                        assert!(
+                            rounded == expected || rounded.is_nan() && expected.is_nan(),
+                            "{isa}: {value}"
+                        );
+                    }
+                }
             }
         }
     }

@@ -11,11 +11,18 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI, beside all that `Avx2` has.
     Avx512Vnni,
+    /// The same with BF16: weights in bf16 multiply activations in bf16.
+    Avx512Bf16,
 }
 
 impl Isa {
     /// All of them, whether or not this machine has them.
-    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512Vnni];
+    pub const ALL: [Self; 4] = [
+        Self::Portable,
+        Self::Avx2,
+        Self::Avx512Vnni,
+        Self::Avx512Bf16,
+    ];
 
     /// The widest that this machine has.
     pub fn detect() -> Self {
@@ -42,8 +49,12 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => {
+                Self::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512Vnni => false,
+            Self::Avx2 | Self::Avx512Vnni | Self::Avx512Bf16 => false,
         }
     }
 }
@@ -54,6 +65,7 @@ impl fmt::Display for Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Avx512Bf16 => "avx512-bf16",
         })
     }
 }
@@ -83,7 +95,7 @@ macro_rules! for_each_isa {
             match isa {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as below.
-                $crate::kernels::Isa::Avx512Vnni => unsafe { avx512($($arg),*) },
+                $crate::kernels::Isa::Avx512Vnni | $crate::kernels::Isa::Avx512Bf16 => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: whoever holds this value made sure that the machine has it; see Compute.
                 $crate::kernels::Isa::Avx2 => unsafe { avx2($($arg),*) },

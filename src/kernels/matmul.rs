@@ -8,6 +8,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
 mod portable;
 
 use std::cell::RefCell;
@@ -15,7 +17,7 @@ use std::ops::Range;
 
 use super::activations::{Activations, Needs, RUN_ROWS};
 use super::elementwise::Activation;
-use super::packed::{PANEL_ROWS, PackedMatrix, Panel};
+use super::packed::{PANEL_ROWS, PackedMatrix, Panel, PanelFormat};
 use super::shared::SharedMut;
 use super::{Compute, Isa};
 
@@ -126,13 +128,14 @@ pub fn matmul_gated(
     });
 }
 
-/// Which form of the activations these matrices multiply.
+/// Which forms of the activations these matrices multiply.
 pub fn needs<'a>(matrices: impl IntoIterator<Item = &'a PackedMatrix>) -> Needs {
     let mut needs = Needs::default();
     for matrix in matrices {
-        match matrix.format().is_dense() {
-            true => needs.values = true,
-            false => needs.codes = true,
+        match matrix.format() {
+            PanelFormat::F32 | PanelFormat::F16 => {}
+            PanelFormat::Bf16 => needs.bf16 = true,
+            _ => needs.codes = true,
         }
     }
     needs
@@ -179,7 +182,12 @@ fn multiply(isa: Isa, panel: &Panel<'_>, x: &Activations, first: usize, sums: &m
         Isa::Avx2 => unsafe { avx2::multiply(panel, x, first, sums) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512Vnni => unsafe { avx512::multiply(panel, x, first, sums) },
+        Isa::Avx512Bf16 if panel.format == PanelFormat::Bf16 => unsafe {
+            avx512_bf16::multiply(panel, x, first, sums);
+        },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { avx512::multiply(panel, x, first, sums) },
         #[cfg(not(target_arch = "x86_64"))]
         isa => unreachable!("bug: {isa} on another architecture"),
     }

@@ -6,6 +6,7 @@ use std::process::Output;
 
 use candlepower::bench::ab::record::{AbRecord, Side};
 use candlepower::bench::metrics::Metrics;
+use candlepower::bench::raw_record::RawRecord as _;
 
 use super::own_server::bench;
 

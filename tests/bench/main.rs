@@ -16,6 +16,7 @@ use std::process::{Command, Output, Stdio};
 use candlepower::bench::compare::compare;
 use candlepower::bench::load::Arrivals;
 use candlepower::bench::metrics::Metrics;
+use candlepower::bench::raw_record::RawRecord as _;
 use candlepower::bench::record::{FailureReason, Record};
 use candlepower::bench::{BenchArgs, run_in};
 use clap::Parser;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use candlepower::bench::metrics::Metrics;
+use candlepower::bench::raw_record::RawRecord as _;
 use candlepower::bench::record::Record;
 use serde_json::Value;
 
@@ -50,9 +51,14 @@ fn measure(folder: &Path, settings: &[(&str, &str)], output: &str) -> Record {
 fn two_settings_give_two_rows_on_the_same_prompts_with_every_figure() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let runs = [("ENABLE_BATCHING", "false"), ("MAX_BATCH_SIZE", "16")].map(|(name, value)| {
+        let log_format = match name {
+            "MAX_BATCH_SIZE" => "json",
+            _ => "text",
+        };
+        let settings = [(name, value), ("LOG_FORMAT", log_format)];
         (
             name,
-            measure(folder.path(), &[(name, value)], &format!("{name}.json")),
+            measure(folder.path(), &settings, &format!("{name}.json")),
         )
     });
     for (name, record) in &runs {
@@ -63,6 +69,8 @@ fn two_settings_give_two_rows_on_the_same_prompts_with_every_figure() {
         );
         assert_every_figure_is_there(record);
         assert_books_balance(record);
+        let is_logged = record.requests.iter().all(|r| r.logged.is_some());
+        assert!(is_logged, "the log of {name} does not tell of each request");
     }
     let [before, after] = runs.map(|(_, record)| record);
     assert_eq!(

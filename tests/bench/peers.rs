@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Output;
 
 use candlepower::bench::peers::record::PeersRecord;
+use candlepower::bench::raw_record::RawRecord as _;
 
 use super::ab::{SMALL, text, verify};
 use super::own_server::bench;

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use candlepower::bench::ab::record::AbRecord;
+use candlepower::bench::raw_record::RawRecord as _;
 use candlepower::bench::record::{
     Failure, FailureReason, Record, RequestRecord, ServerSample, ServerTimings, Usage,
 };
@@ -381,6 +383,31 @@ fn runs_without_a_success_give_no_report() {
         "{error}"
     );
     assert!(!folder.path().join("run-report").exists());
+}
+
+#[test]
+fn each_block_of_a_run_in_turn_is_a_load_of_its_own() {
+    let recorded = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("benches/results/20261125T172310Z-ab.json")
+        .display()
+        .to_string();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let flags = ["report", &recorded, "--output", "report"];
+    run_in(folder.path(), &args(&flags)).expect("a report");
+    let report = fs::read_to_string(folder.path().join("report/report.md")).expect("a report");
+    let (loads, _) = report.split_once("## Reading").expect("a reading");
+    let rows = |side: &str| {
+        let is_of_side = |line: &&str| line.starts_with(&format!("| {side} "));
+        loads.lines().filter(is_of_side).count()
+    };
+    let blocks = AbRecord::read(Path::new(&recorded))
+        .expect("a record")
+        .blocks;
+    for side in ["A", "B"] {
+        assert_eq!(rows(side), blocks.len() / 2, "{loads}");
+    }
+    let first = r"| B 1: ENABLE\_BATCHING=true, ";
+    assert!(loads.contains(first), "{loads}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Output;
 
+use candlepower::bench::raw_record::RawRecord as _;
 use candlepower::bench::record::Record;
 use candlepower::bench::workload::definition::Definition;
 

@@ -8,8 +8,8 @@ use candlepower::kernels::{
 use crate::{assert_close, compute, isas, noise};
 
 const VALUES: Needs = Needs {
-    values: true,
     codes: false,
+    bf16: false,
 };
 
 /// Numbers with the magnitude that bounds their rounding.

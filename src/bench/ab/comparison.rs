@@ -218,6 +218,7 @@ mod tests {
 
     use super::*;
     use crate::bench::ab::record::{AbRecord, Side};
+    use crate::bench::raw_record::RawRecord as _;
 
     fn measure(key: &str) -> &'static Measure {
         measure_of(key).expect("a known key")

@@ -1,16 +1,18 @@
 //! The raw records of an A/B run: what was asked for, and one [`Record`] a block. Everything that
 //! its section of BENCHMARKS.md shows follows from this file.
 
-use std::path::Path;
-
-use anyhow::Context as _;
+use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::args::Settings;
 use super::criterion::Criterion;
+use super::section::AbReport;
+use crate::bench::benchmarks_md::Table;
 use crate::bench::metrics::Metrics;
+use crate::bench::raw_record::{RawRecord, Rendering};
 use crate::bench::record::{FORMAT_VERSION, Record, blocks_to_json};
+use crate::bench::turns::ensure_valid;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AbRecord {
@@ -73,12 +75,13 @@ impl AbRecord {
     pub fn metrics(&self, side: Side) -> Vec<Metrics> {
         self.records(side).into_iter().map(Metrics::of).collect()
     }
+}
 
-    /// The file's text, one request a line as in the record of a single run.
-    ///
-    /// # Errors
-    /// A value that JSON cannot hold.
-    pub fn to_json(&self) -> anyhow::Result<String> {
+impl RawRecord for AbRecord {
+    const COMMAND: &'static str = "bench ab";
+
+    /// One request a line, as in the record of a single run.
+    fn to_json(&self) -> anyhow::Result<String> {
         let blocks = self.blocks.iter().map(|block| {
             let tags = [("pair", json!(block.pair)), ("side", json!(block.side))];
             (tags, &block.record)
@@ -86,32 +89,42 @@ impl AbRecord {
         blocks_to_json("ab", &self.ab, blocks)
     }
 
-    /// Reads what [`Self::to_json`] has written.
-    ///
-    /// # Errors
-    /// The file cannot be read, has a newer format, or lacks a block of a pair.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let record: Self = serde_json::from_str(&text)
-            .with_context(|| format!("{} is not a record of bench ab", path.display()))?;
-        let version = record.ab.format_version;
-        anyhow::ensure!(
+    fn ensure_whole(&self) -> anyhow::Result<()> {
+        let version = self.ab.format_version;
+        ensure!(
             version <= FORMAT_VERSION,
-            "{} has format {version}; this program reads up to {FORMAT_VERSION}",
-            path.display()
+            "it has format {version}; this program reads up to {FORMAT_VERSION}"
         );
         let pairs = |side| {
-            let of_side = record.blocks.iter().filter(move |block| block.side == side);
+            let of_side = self.blocks.iter().filter(move |block| block.side == side);
             of_side.map(|block| block.pair)
         };
-        anyhow::ensure!(
-            !record.blocks.is_empty()
-                && pairs(Side::A).eq(0..record.blocks.len() / 2)
+        ensure!(
+            !self.blocks.is_empty()
+                && pairs(Side::A).eq(0..self.blocks.len() / 2)
                 && pairs(Side::A).eq(pairs(Side::B)),
-            "{} does not have one block of A and one of B in each pair",
-            path.display()
+            "it does not have one block of A and one of B in each pair",
         );
-        Ok(record)
+        Ok(())
+    }
+
+    fn render(&self, raw: &str) -> Rendering {
+        let report = AbReport::new(self, raw);
+        Rendering {
+            text: report.to_text(),
+            row: Some((Table::Optimizations, report.to_summary_row())),
+            section: report.to_markdown(),
+        }
+    }
+
+    fn judge(&self, raw: &str) -> anyhow::Result<()> {
+        for side in [Side::A, Side::B] {
+            let successes: usize = self.metrics(side).iter().map(|m| m.num_successes).sum();
+            ensure!(
+                successes > 0,
+                "no request succeeded on side {side:?}; the failures are in {raw}"
+            );
+        }
+        ensure_valid(self.blocks.iter().map(|block| &block.record), raw)
     }
 }

@@ -29,17 +29,14 @@ use self::ledger::Balance;
 use self::record::{ChaosRecord, Memory, MemorySample, Plan, ReplacementTimes};
 use self::server_log::ServerBook;
 use self::storm::Storm;
-use super::benchmarks_md;
 use super::client::Client;
 use super::drill::Circumstances;
-use super::machine::repository_root;
+use super::raw_record::conclude;
 use super::record::round_to_us;
 use super::relay::Relay;
 use super::result_file::ResultFile;
 use super::server_stats::ServerStats;
-use super::terminal::show;
 use super::watch::ProcessProbe;
-pub use section::ChaosSection;
 
 /// Time for a server to become quiet once nobody asks any more.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
@@ -100,27 +97,8 @@ fn parse_overload(text: &str) -> Result<f64, String> {
 /// A server does not start or end, a file cannot be written, or something is left: all of it, one a
 /// line.
 pub async fn session(folder: &Path, args: &ChaosArgs) -> anyhow::Result<()> {
-    let root = repository_root(folder);
-    let file = ResultFile::prepare(folder, &root, args.output.as_deref(), "-chaos")?;
-    let record = hold(args, &root, &file).await?;
-    let json = record.to_json()?;
-    let (record, stored) = file.store(record, &json, ChaosRecord::read);
-    let section = ChaosSection::new(&record, &file.shown);
-    show(&section.to_text());
-    stored?;
-    ensure!(
-        record.faults.is_empty(),
-        "the books do not balance; the servers' logs are beside {}:\n{}",
-        file.shown,
-        record.faults.join("\n")
-    );
-    if !args.no_append {
-        let page = root.join("BENCHMARKS.md");
-        benchmarks_md::append_section(&page, &section.to_markdown())?;
-        let shown = page.strip_prefix(folder).unwrap_or(&page).display();
-        show(&format!("{:<34}{shown}\n", "added to"));
-    }
-    Ok(())
+    let file = ResultFile::prepare(folder, args.output.as_deref(), "-chaos")?;
+    conclude(hold(args, &file).await?, &file, !args.no_append)
 }
 
 fn settings() -> BTreeMap<String, String> {
@@ -132,7 +110,7 @@ fn settings() -> BTreeMap<String, String> {
         .collect()
 }
 
-async fn hold(args: &ChaosArgs, root: &Path, file: &ResultFile) -> anyhow::Result<ChaosRecord> {
+async fn hold(args: &ChaosArgs, file: &ResultFile) -> anyhow::Result<ChaosRecord> {
     let settings = settings();
     let logs = [1, 2].map(|number| file.path.with_extension(format!("{number}.log")));
     for log in &logs {
@@ -142,7 +120,7 @@ async fn hold(args: &ChaosArgs, root: &Path, file: &ResultFile) -> anyhow::Resul
     let mut relay = Relay::start(&settings, &logs[0]).await?;
     let client = Client::new(relay.endpoint.clone(), None);
     let stats = client.get_json("/stats").await?.unwrap_or_default();
-    let about = Circumstances::now(root, &settings, &stats);
+    let about = Circumstances::now(&file.root, &settings, &stats);
     let max_waiting = stats["queue"]["max_waiting_requests"].as_u64().unwrap_or(0);
 
     let mut storm = Storm::new(&relay.endpoint, args.seed);

@@ -1,12 +1,12 @@
 //! The raw record of a storm: what it was, both sides' counts, and what did not agree.
 
-use std::path::Path;
-
-use anyhow::Context as _;
+use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 
 use super::ledger::Balance;
+use super::section::ChaosSection;
 use crate::bench::drill::Circumstances;
+use crate::bench::raw_record::{RawRecord, Rendering};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChaosRecord {
@@ -80,21 +80,28 @@ impl Memory {
     }
 }
 
-impl ChaosRecord {
-    /// # Errors
-    /// A value that JSON cannot hold.
-    pub fn to_json(&self) -> anyhow::Result<String> {
+impl RawRecord for ChaosRecord {
+    const COMMAND: &'static str = "bench chaos";
+
+    fn to_json(&self) -> anyhow::Result<String> {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// Reads what [`Self::to_json`] has written.
-    ///
-    /// # Errors
-    /// The file cannot be read, or is something else.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text)
-            .with_context(|| format!("{} is not a record of bench chaos", path.display()))
+    fn render(&self, raw: &str) -> Rendering {
+        let section = ChaosSection::new(self, raw);
+        Rendering {
+            text: section.to_text(),
+            row: None,
+            section: section.to_markdown(),
+        }
+    }
+
+    fn judge(&self, raw: &str) -> anyhow::Result<()> {
+        ensure!(
+            self.faults.is_empty(),
+            "the books do not balance; the servers' logs are beside {raw}:\n{}",
+            self.faults.join("\n")
+        );
+        Ok(())
     }
 }

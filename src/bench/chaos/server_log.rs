@@ -1,11 +1,12 @@
-//! What a server says of its requests: its log, which has one JSON object a line.
+//! All that a server says of its requests and of itself: its log, which has one JSON object a line.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use serde::Deserialize;
-use serde_json::Value;
+
+use crate::bench::server_log::{Event, GENERATION_ENDED};
 
 /// A server's account of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,25 +76,24 @@ impl ServerBook {
         let mut book = Self::default();
         let mut has_stopped = false;
         for line in text.lines() {
-            let line: Value =
-                serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;
-            let told = match line["message"].as_str() {
-                Some("generation ended") => Told::Ended {
-                    outcome: line["outcome"].as_str().unwrap_or_default().to_owned(),
-                    tokens: line["generated_tokens"].as_u64().unwrap_or_default(),
+            let event = Event::of_json(line).with_context(|| format!("not JSON: {line}"))?;
+            let told = match event.message() {
+                GENERATION_ENDED => Told::Ended {
+                    outcome: event.text("outcome").unwrap_or_default().to_owned(),
+                    tokens: event.count("generated_tokens").unwrap_or_default(),
                 },
-                Some("request refused" | "request failed") => {
-                    Told::Refused(line["status"].as_u64().unwrap_or_default())
+                "request refused" | "request failed" => {
+                    Told::Refused(event.count("status").unwrap_or_default())
                 }
-                Some("stopped") => {
+                "stopped" => {
                     has_stopped = true;
-                    let stats = line["stats"].as_str().unwrap_or_default();
+                    let stats = event.text("stats").unwrap_or_default();
                     book.engine = serde_json::from_str(stats).context("its last figures")?;
                     continue;
                 }
                 _ => continue,
             };
-            let id = line["request_id"].as_str().unwrap_or_default().to_owned();
+            let id = event.text("request_id").unwrap_or_default().to_owned();
             book.requests.entry(id).or_default().push(told);
         }
         ensure!(has_stopped, "it does not tell that the server stopped");

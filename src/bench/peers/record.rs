@@ -1,16 +1,18 @@
 //! The raw records of a run of several servers: what was asked for, and one [`Record`] a block.
 //! Everything that its section of BENCHMARKS.md shows follows from this file.
 
-use std::path::Path;
-
-use anyhow::Context as _;
+use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::section::PeersReport;
 use super::server::Peer;
 use crate::bench::ab::args::Settings;
+use crate::bench::benchmarks_md::Table;
 use crate::bench::metrics::Metrics;
+use crate::bench::raw_record::{RawRecord, Rendering};
 use crate::bench::record::{FORMAT_VERSION, Record, blocks_to_json};
+use crate::bench::turns::ensure_valid;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeersRecord {
@@ -30,6 +32,16 @@ pub struct Asked {
     pub servers: Vec<Peer>,
     /// Seed of the bootstrap.
     pub bootstrap_seed: u64,
+}
+
+impl Asked {
+    /// What a server is called; 0 is ours.
+    pub fn name_of(&self, server: usize) -> &str {
+        match server {
+            0 => env!("CARGO_PKG_NAME"),
+            peer => &self.servers[peer - 1].name,
+        }
+    }
 }
 
 /// A server's turn: started if it has a command, warmed up, measured.
@@ -54,12 +66,13 @@ impl PeersRecord {
     pub fn metrics(&self, server: usize) -> Vec<Metrics> {
         self.records(server).into_iter().map(Metrics::of).collect()
     }
+}
 
-    /// The file's text, one request a line as in the record of a single run.
-    ///
-    /// # Errors
-    /// A value that JSON cannot hold.
-    pub fn to_json(&self) -> anyhow::Result<String> {
+impl RawRecord for PeersRecord {
+    const COMMAND: &'static str = "bench peers";
+
+    /// One request a line, as in the record of a single run.
+    fn to_json(&self) -> anyhow::Result<String> {
         let blocks = self.blocks.iter().map(|block| {
             let tags = [
                 ("round", json!(block.round)),
@@ -70,33 +83,45 @@ impl PeersRecord {
         blocks_to_json("peers", &self.peers, blocks)
     }
 
-    /// Reads what [`Self::to_json`] has written.
-    ///
-    /// # Errors
-    /// The file cannot be read, has a newer format, or lacks a block of a round.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let record: Self = serde_json::from_str(&text)
-            .with_context(|| format!("{} is not a record of bench peers", path.display()))?;
-        let version = record.peers.format_version;
-        anyhow::ensure!(
+    fn ensure_whole(&self) -> anyhow::Result<()> {
+        let version = self.peers.format_version;
+        ensure!(
             version <= FORMAT_VERSION,
-            "{} has format {version}; this program reads up to {FORMAT_VERSION}",
-            path.display()
+            "it has format {version}; this program reads up to {FORMAT_VERSION}"
         );
-        let num_servers = record.peers.servers.len() + 1;
+        let num_servers = self.peers.servers.len() + 1;
         let rounds = |server| {
-            let of_server = record.blocks.iter().filter(move |b| b.server == server);
+            let of_server = self.blocks.iter().filter(move |b| b.server == server);
             of_server.map(|block| block.round)
         };
-        anyhow::ensure!(
-            !record.blocks.is_empty()
-                && record.blocks.len().is_multiple_of(num_servers)
-                && (0..num_servers).all(|s| rounds(s).eq(0..record.blocks.len() / num_servers)),
-            "{} does not have one block of each server in each round",
-            path.display()
+        ensure!(
+            !self.blocks.is_empty()
+                && self.blocks.len().is_multiple_of(num_servers)
+                && (0..num_servers).all(|s| rounds(s).eq(0..self.blocks.len() / num_servers)),
+            "it does not have one block of each server in each round",
         );
-        Ok(record)
+        Ok(())
+    }
+
+    fn render(&self, raw: &str) -> Rendering {
+        let report = PeersReport::new(self, raw);
+        Rendering {
+            text: report.to_text(),
+            row: Some((Table::Peers, report.to_summary_rows())),
+            section: report.to_markdown(),
+        }
+    }
+
+    fn judge(&self, raw: &str) -> anyhow::Result<()> {
+        // A server that served nothing has no figures to compare.
+        for server in 0..=self.peers.servers.len() {
+            let successes: usize = self.metrics(server).iter().map(|m| m.num_successes).sum();
+            let name = self.peers.name_of(server);
+            ensure!(
+                successes > 0,
+                "no request succeeded on {name}; the failures are in {raw}"
+            );
+        }
+        ensure_valid(self.blocks.iter().map(|block| &block.record), raw)
     }
 }

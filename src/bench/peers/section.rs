@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::record::{Asked, Block, PeersRecord};
+use super::record::{Block, PeersRecord};
 use crate::bench::ab::comparison::{Comparison, MEASURES, Measure, THROUGHPUT, TOTAL_THROUGHPUT};
 use crate::bench::ab::section::{each_block, table};
 use crate::bench::ab::tables::{block_cells, impact_rows, shared_rows};
@@ -47,14 +47,6 @@ pub struct PeersReport<'a> {
 }
 
 type Comparisons = Vec<(&'static Measure, Option<Comparison>)>;
-
-/// What a server is called; 0 is ours.
-pub fn name_of(asked: &Asked, server: usize) -> &str {
-    match server {
-        0 => env!("CARGO_PKG_NAME"),
-        peer => &asked.servers[peer - 1].name,
-    }
-}
 
 impl<'a> PeersReport<'a> {
     pub fn new(record: &'a PeersRecord, raw: &'a str) -> Self {
@@ -156,7 +148,7 @@ impl<'a> PeersReport<'a> {
         let num_servers = self.record.peers.servers.len() + 1;
         let order: Vec<&str> = self.record.blocks[..2 * num_servers]
             .iter()
-            .map(|block| name_of(&self.record.peers, block.server))
+            .map(|block| self.record.peers.name_of(block.server))
             .collect();
         format!(
             "One server at a time, {} blocks of each, in the order {}, and so on. {}",
@@ -181,7 +173,7 @@ impl<'a> PeersReport<'a> {
             .chain(commands)
             .enumerate()
             .map(|(server, started)| {
-                let name = name_of(asked, server).to_owned();
+                let name = asked.name_of(server).to_owned();
                 vec![name, self.model(server), started]
             })
             .collect()
@@ -192,7 +184,7 @@ impl<'a> PeersReport<'a> {
         let row = |(position, block): (usize, &Block)| {
             let place = [
                 (position + 1).to_string(),
-                name_of(&self.record.peers, block.server).to_owned(),
+                self.record.peers.name_of(block.server).to_owned(),
                 (block.round + 1).to_string(),
             ];
             let cells = block_cells(&block.record);

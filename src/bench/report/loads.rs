@@ -3,9 +3,14 @@
 
 use std::path::Path;
 
+use anyhow::bail;
+
+use crate::bench::ab::record::{AbRecord, Side};
 use crate::bench::metrics::Metrics;
+use crate::bench::peers::record::PeersRecord;
+use crate::bench::raw_record::{Kind, RawRecord as _};
 use crate::bench::record::{Record, RequestRecord, ServerTimings};
-use crate::bench::validity;
+use crate::bench::{ab, peers, validity};
 
 /// One load on a server: a run, or one phase of it.
 pub struct Load {
@@ -53,13 +58,51 @@ impl Answer {
 }
 
 impl Load {
-    /// The loads of a run's file.
+    /// The loads of a file: of a run, or of each block of a run in turn.
     ///
     /// # Errors
-    /// The file is no record.
+    /// The file is no record, or that of a drill.
     pub fn read(path: &Path) -> anyhow::Result<Vec<Self>> {
         let file = path.file_name().unwrap_or(path.as_os_str());
-        Ok(Self::of_run(&file.to_string_lossy(), &Record::read(path)?))
+        let file = file.to_string_lossy();
+        match Kind::of_file(path)? {
+            Kind::Run => Ok(Self::of_run(&file, &Record::read(path)?)),
+            Kind::Ab => {
+                let AbRecord { ab, blocks } = AbRecord::read(path)?;
+                let name = |block: &ab::record::Block| {
+                    let settings = match block.side {
+                        Side::A => &ab.a,
+                        Side::B => &ab.b,
+                    };
+                    format!("{:?} {}: {settings}", block.side, block.pair + 1)
+                };
+                let blocks = blocks.iter().map(|block| (name(block), &block.record));
+                Ok(Self::of_blocks(&file, blocks))
+            }
+            Kind::Peers => {
+                let PeersRecord { peers, blocks } = PeersRecord::read(path)?;
+                let name = |block: &peers::record::Block| {
+                    format!("{} {}", peers.name_of(block.server), block.round + 1)
+                };
+                let blocks = blocks.iter().map(|block| (name(block), &block.record));
+                Ok(Self::of_blocks(&file, blocks))
+            }
+            Kind::Chaos | Kind::Rollback => bail!(
+                "{} is the record of a drill, which has no load to report on",
+                path.display()
+            ),
+        }
+    }
+
+    fn of_blocks<'a>(file: &str, blocks: impl Iterator<Item = (String, &'a Record)>) -> Vec<Self> {
+        let of_block = |(block, record)| {
+            let mut loads = Self::of_run(file, record);
+            for load in &mut loads {
+                load.name = format!("{block}, {}", load.name);
+            }
+            loads
+        };
+        blocks.flat_map(of_block).collect()
     }
 
     /// The loads of a run: its phases.

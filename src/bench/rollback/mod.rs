@@ -18,17 +18,14 @@ use clap::builder::RangedU64ValueParser;
 
 use self::record::{Answer, Plan, RollbackRecord, Times};
 use super::ab::args::Settings;
-use super::benchmarks_md;
 use super::client::Client;
 use super::drill::Circumstances;
 use super::endpoint::{Ask, Endpoint};
-use super::machine::repository_root;
+use super::raw_record::conclude;
 use super::record::round_to_us;
 use super::relay::Relay;
 use super::result_file::ResultFile;
-use super::terminal::show;
 use super::workload::CORPUS;
-pub use section::RollbackSection;
 
 /// Words of a prompt.
 const PROMPT_WORDS: usize = 40;
@@ -65,42 +62,18 @@ pub struct RollbackArgs {
 /// # Errors
 /// A server does not start or end, a file cannot be written, or the drill is not passed.
 pub async fn session(folder: &Path, args: &RollbackArgs) -> anyhow::Result<()> {
-    let root = repository_root(folder);
-    let file = ResultFile::prepare(folder, &root, args.output.as_deref(), "-rollback")?;
-    let record = hold(args, &root, &file).await?;
-    let json = record.to_json()?;
-    let (record, stored) = file.store(record, &json, RollbackRecord::read);
-    let section = RollbackSection::new(&record, &file.shown);
-    show(&section.to_text());
-    stored?;
-    let faults = record.faults();
-    ensure!(
-        faults.is_empty(),
-        "the drill is not passed; the record is {}:\n{}",
-        file.shown,
-        faults.join("\n")
-    );
-    if !args.no_append {
-        let page = root.join("BENCHMARKS.md");
-        benchmarks_md::append_section(&page, &section.to_markdown())?;
-        let shown = page.strip_prefix(folder).unwrap_or(&page).display();
-        show(&format!("{:<34}{shown}\n", "added to"));
-    }
-    Ok(())
+    let file = ResultFile::prepare(folder, args.output.as_deref(), "-rollback")?;
+    conclude(hold(args, &file).await?, &file, !args.no_append)
 }
 
-async fn hold(
-    args: &RollbackArgs,
-    root: &Path,
-    file: &ResultFile,
-) -> anyhow::Result<RollbackRecord> {
+async fn hold(args: &RollbackArgs, file: &ResultFile) -> anyhow::Result<RollbackRecord> {
     let before = BTreeMap::from([("REQUEST_TIMEOUT".to_owned(), "600".to_owned())]);
     let mut after = before.clone();
     after.extend(args.to.0.clone());
     let mut relay = Relay::start(&before, &file.log()).await?;
     let client = Client::new(relay.endpoint.clone(), None);
     let stats = client.get_json("/stats").await?.unwrap_or_default();
-    let about = Circumstances::now(root, &before, &stats);
+    let about = Circumstances::now(&file.root, &before, &stats);
     let model = client
         .model_id()
         .await?

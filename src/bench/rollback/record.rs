@@ -1,14 +1,15 @@
 //! The raw record of a rollback drill: every request, and when what was done.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::section::RollbackSection;
 use crate::bench::ab::args::Settings;
 use crate::bench::drill::Circumstances;
+use crate::bench::raw_record::{RawRecord, Rendering};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RollbackRecord {
@@ -125,10 +126,13 @@ impl RollbackRecord {
         }
         faults
     }
+}
 
-    /// # Errors
-    /// A value that JSON cannot hold.
-    pub fn to_json(&self) -> anyhow::Result<String> {
+impl RawRecord for RollbackRecord {
+    const COMMAND: &'static str = "bench rollback";
+
+    /// One request a line.
+    fn to_json(&self) -> anyhow::Result<String> {
         let head = serde_json::to_string_pretty(&self.rollback)?;
         let about = serde_json::to_string_pretty(&self.about)?;
         let times = serde_json::to_string(&self.times)?;
@@ -143,15 +147,23 @@ impl RollbackRecord {
         ))
     }
 
-    /// Reads what [`Self::to_json`] has written.
-    ///
-    /// # Errors
-    /// The file cannot be read, or is something else.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text)
-            .with_context(|| format!("{} is not a record of bench rollback", path.display()))
+    fn render(&self, raw: &str) -> Rendering {
+        let section = RollbackSection::new(self, raw);
+        Rendering {
+            text: section.to_text(),
+            row: None,
+            section: section.to_markdown(),
+        }
+    }
+
+    fn judge(&self, raw: &str) -> anyhow::Result<()> {
+        let faults = self.faults();
+        ensure!(
+            faults.is_empty(),
+            "the drill is not passed; the record is {raw}:\n{}",
+            faults.join("\n")
+        );
+        Ok(())
     }
 }
 
