@@ -74,6 +74,10 @@ pub struct EngineConfig {
     #[arg(long, env = "ENABLE_BATCHING", default_value = "true", action = clap::ArgAction::Set,
           value_parser = BoolishValueParser::new(), value_name = "BOOL")]
     pub enable_batching: bool,
+    /// false: every prompt is computed from its first token on, the baseline of what reuse gives
+    #[arg(long, env = "ENABLE_PREFIX_CACHING", default_value = "true", action = clap::ArgAction::Set,
+          value_parser = BoolishValueParser::new(), value_name = "BOOL")]
+    pub enable_prefix_caching: bool,
     /// Most sequences in one step
     #[arg(long, env = "MAX_BATCH_SIZE", default_value_t = 64)]
     pub max_batch_size: usize,

@@ -49,6 +49,7 @@ fn engine(
     };
     let config = EngineConfig {
         enable_batching: true,
+        enable_prefix_caching: true,
         max_batch_size,
         max_batch_tokens,
         max_wait_time: Duration::ZERO,

@@ -29,6 +29,7 @@ pub(super) struct Scheduler {
     fairness: Fairness,
     max_batch_size: usize,
     max_batch_tokens: usize,
+    reuses_prefixes: bool,
     drafts: Option<DraftLimits>,
 }
 
@@ -62,6 +63,7 @@ impl Scheduler {
     pub fn new(
         max_batch_size: usize,
         max_batch_tokens: usize,
+        reuses_prefixes: bool,
         drafts: Option<DraftLimits>,
     ) -> Self {
         Self {
@@ -70,6 +72,7 @@ impl Scheduler {
             fairness: Fairness::default(),
             max_batch_size,
             max_batch_tokens,
+            reuses_prefixes,
             drafts,
         }
     }
@@ -221,7 +224,10 @@ impl Scheduler {
         // their very next tokens.
         let headroom_blocks = self.running.len();
         let sequence = &mut self.waiting[place];
-        let max_reused = sequence.max_reused_tokens();
+        let max_reused = match self.reuses_prefixes {
+            true => sequence.max_reused_tokens(),
+            false => 0,
+        };
         let Some(admission) = kv.admit(&sequence.tokens, max_reused, headroom_blocks) else {
             return false;
         };

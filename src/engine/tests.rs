@@ -21,6 +21,7 @@ use hash_runner::{HashRunner, VOCAB_SIZE, greedy, logits_of};
 pub(super) fn config() -> EngineConfig {
     EngineConfig {
         enable_batching: true,
+        enable_prefix_caching: true,
         max_batch_size: 8,
         max_batch_tokens: 64,
         max_wait_time: Duration::ZERO,
@@ -167,6 +168,30 @@ fn a_repeated_prompt_is_computed_but_for_its_last_token_and_the_next_turn_reuses
         (prefix.query_tokens, prefix.hit_tokens),
         (10 + 10 + 55, 9 + 49)
     );
+}
+
+#[test]
+fn without_prefix_caching_every_prompt_is_computed_anew_and_the_tokens_are_the_same() {
+    let config = EngineConfig {
+        enable_prefix_caching: false,
+        ..config()
+    };
+    let engine = engine(20, &config);
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let prompt = prompt(&mut rng, 40);
+    for _ in 0..2 {
+        let events: Vec<_> = (0..4)
+            .map(|_| engine.submit(request(&prompt, 30)).expect("it fits"))
+            .collect();
+        for events in events {
+            let (tokens, cached, _) = collect(events);
+            assert_eq!((tokens, cached), (greedy(&prompt, 30), 0));
+        }
+    }
+    let stats = engine.stats();
+    assert_eq!(stats.prefix.hit_tokens, 0);
+    assert!(stats.batch.num_prefill_tokens >= 8 * 40, "{stats:?}");
+    assert_eq!(stats.kv_cache.used_blocks, 0);
 }
 
 #[test]

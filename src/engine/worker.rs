@@ -78,7 +78,12 @@ pub fn start(
         inbox: receiver,
         shared: Arc::clone(&shared),
         max_wait_time: config.max_wait_time,
-        scheduler: Scheduler::new(max_batch_size, config.max_batch_tokens, drafts),
+        scheduler: Scheduler::new(
+            max_batch_size,
+            config.max_batch_tokens,
+            config.enable_prefix_caching,
+            drafts,
+        ),
         kv: KvCache::new(kv.num_blocks),
         runner,
         sampler: Sampler::default(),

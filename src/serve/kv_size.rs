@@ -61,6 +61,7 @@ mod tests {
     ) -> anyhow::Result<(KvCapacity, usize)> {
         let config = EngineConfig {
             enable_batching: true,
+            enable_prefix_caching: true,
             max_batch_size: 1,
             max_batch_tokens: 1,
             max_wait_time: Duration::ZERO,

@@ -29,6 +29,7 @@ pub struct TestServer {
 pub fn config() -> EngineConfig {
     EngineConfig {
         enable_batching: true,
+        enable_prefix_caching: true,
         max_batch_size: 8,
         max_batch_tokens: 256,
         max_wait_time: Duration::ZERO,
