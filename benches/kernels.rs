@@ -13,7 +13,8 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use candlepower::kernels::{
     Activations, AttentionBatch, AttentionPlan, AttentionShape, Compute, Epilogue, Isa, KvShape,
-    KvStorage, Needs, PackedMatrix, PanelFormat, Pool, SourceFormat, SourceMatrix, attend, matmul,
+    KvStorage, KvType, Needs, PackedMatrix, PanelFormat, Pool, SourceFormat, SourceMatrix, attend,
+    matmul,
 };
 
 const FORMATS: [(GgmlDType, SourceFormat); 11] = [
@@ -62,8 +63,10 @@ fn main() {
                 measure_product(&compute, dtype, format, &ceilings, bandwidth);
             }
         }
-        if format!("{isa} attention").contains(&filter) {
-            measure_attention(&compute);
+        for kv_type in KvType::ALL {
+            if format!("{isa} attention {kv_type}").contains(&filter) {
+                measure_attention(&compute, kv_type, &ceilings, bandwidth);
+            }
         }
     }
 }
@@ -328,7 +331,7 @@ mod peak {
     }
 }
 
-fn measure_attention(compute: &Compute) {
+fn measure_attention(compute: &Compute, kv_type: KvType, ceilings: &Ceilings, bandwidth: f64) {
     let shape = AttentionShape {
         num_heads: 9,
         num_kv_heads: 3,
@@ -340,11 +343,13 @@ fn measure_attention(compute: &Compute) {
     for context in [128usize, 1024, 4096] {
         for (sequences, queries) in [(1usize, 1usize), (16, 1), (1, 128)] {
             let blocks = context / shape.block_size;
-            let mut kv = KvStorage::new(KvShape {
+            let kv_shape = KvShape {
+                kv_type,
                 num_kv_heads: 3,
                 head_dim: 64,
                 num_slots: sequences * context,
-            });
+            };
+            let mut kv = KvStorage::new(kv_shape);
             let rows: Vec<f32> = (0..sequences * context * width)
                 .map(|i| (i as f32).sin())
                 .collect();
@@ -370,11 +375,15 @@ fn measure_attention(compute: &Compute) {
             });
             black_box(&out);
             let pairs: usize = positions.iter().map(|p| *p as usize + 1).sum();
+            let seconds = time.as_secs_f64();
+            let gmacs = (pairs * 9 * 64 * 2) as f64 / seconds / 1e9;
+            let bytes = (sequences * context * kv_shape.bytes_per_slot()) as f64;
             println!(
-                "attention\t{sequences} x {queries} queries, context {context}\t{:8.1} us\t{:5.1} GMAC/s\t{:5.1} GB/s",
-                time.as_secs_f64() * 1e6,
-                (pairs * 9 * 64 * 2) as f64 / time.as_secs_f64() / 1e9,
-                (sequences * context * 3 * 64 * 4) as f64 / time.as_secs_f64() / 1e9,
+                "attention {kv_type}\t{sequences} x {queries} queries, context {context}\t{:8.1} us\t{gmacs:5.1} GMAC/s\t{:3.0} %\t{:5.1} GB/s\t{:3.0} %",
+                seconds * 1e6,
+                100.0 * gmacs / ceilings.f32,
+                bytes / seconds / 1e9,
+                100.0 * bytes / seconds / bandwidth,
             );
         }
     }

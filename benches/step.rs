@@ -1,17 +1,18 @@
 //! Speed of whole steps of a model, and with `--compare` beside the reference runner, interleaved.
 //!
 //! `cargo bench --bench step -- models/NAME.gguf [--compare]`, threads from `NUM_THREADS`, instruction
-//! set from `CPU_ISA`, some of the steps alone by `ONLY=prefill`. Times are medians of the repeats, with the best in brackets; a ratio is that of
-//! the medians.
+//! set from `CPU_ISA`, type of K and V from `KV_CACHE_TYPE`, some of the steps alone by
+//! `ONLY=prefill`. Times are medians of the repeats, with the best in brackets; a ratio is that of the
+//! medians.
 
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use candlepower::kernels::Isa;
+use candlepower::kernels::{Isa, KvType};
 use candlepower::model::{LoadedModel, ModelFiles, load};
 use candlepower::runner::candle::CandleRunner;
 use candlepower::runner::cpu::CpuRunner;
-use candlepower::runner::{RaggedBatch, Runner};
+use candlepower::runner::{KvLayout, RaggedBatch, Runner};
 
 const BLOCK_SIZE: usize = 32;
 const BLOCKS_OF_SEQUENCE: usize = 40;
@@ -43,16 +44,12 @@ fn measure(model: &LoadedModel, compares: bool) -> anyhow::Result<()> {
     let threads = threads
         .or(std::thread::available_parallelism().ok().map(usize::from))
         .unwrap_or(1);
+    let kv_type = setting("KV_CACHE_TYPE").and_then(|name| name.parse().ok());
+    let kv_type = kv_type.unwrap_or_default();
     let start = Instant::now();
-    let mut cpu = CpuRunner::new(
-        &model.spec,
-        &model.weights,
-        (isa, threads),
-        NUM_BLOCKS,
-        BLOCK_SIZE,
-    )?;
+    let mut cpu = CpuRunner::new(&model.spec, &model.weights, (isa, threads), layout(kv_type))?;
     println!(
-        "\n{} {}, {isa}, {threads} threads: packed in {:.2} s, {:.0} MB for {:.0} MB in the file",
+        "\n{} {}, {isa}, {threads} threads, {kv_type} KV: packed in {:.2} s, {:.0} MB for {:.0} MB in the file",
         model.facts.architecture,
         model.facts.quantization,
         start.elapsed().as_secs_f64(),
@@ -64,8 +61,7 @@ fn measure(model: &LoadedModel, compares: bool) -> anyhow::Result<()> {
             &model.spec,
             &model.weights,
             &Device::Cpu,
-            NUM_BLOCKS,
-            BLOCK_SIZE,
+            layout(KvType::F32),
         )
     });
     let mut candle = candle.transpose()?;
@@ -107,6 +103,14 @@ fn measure(model: &LoadedModel, compares: bool) -> anyhow::Result<()> {
         println!();
     }
     Ok(())
+}
+
+fn layout(kv_type: KvType) -> KvLayout {
+    KvLayout {
+        kv_type,
+        num_blocks: NUM_BLOCKS,
+        block_size: BLOCK_SIZE,
+    }
 }
 
 /// In seconds.

@@ -18,6 +18,7 @@ use serde::{Serialize, Serializer};
 use crate::kernels::Isa;
 use crate::model::Quantization;
 
+pub use crate::kernels::KvType;
 pub use http::{AllowedOrigins, ApiKey, HttpConfig, OpenEndpoints};
 pub use observe::{LogFormat, ObserveConfig};
 
@@ -107,6 +108,9 @@ pub struct EngineConfig {
     /// Memory for the KV cache: bytes, 2GiB, or a share of the free memory (25%)
     #[arg(long, env = "KV_CACHE_SIZE", default_value = "2GiB")]
     pub kv_cache_size: MemorySize,
+    /// Type of K and V in the cache: f32, f16, or q8_0, which takes half the memory of f16
+    #[arg(long, env = "KV_CACHE_TYPE", default_value_t)]
+    pub kv_cache_type: KvType,
     #[command(flatten)]
     #[serde(flatten)]
     pub speculation: SpeculationConfig,

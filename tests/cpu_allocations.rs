@@ -8,10 +8,10 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use candlepower::kernels::Isa;
+use candlepower::kernels::{Isa, KvType};
 use candlepower::model::{ModelFiles, load};
 use candlepower::runner::cpu::CpuRunner;
-use candlepower::runner::{RaggedBatch, Runner};
+use candlepower::runner::{KvLayout, RaggedBatch, Runner};
 
 const BLOCK_SIZE: usize = 16;
 
@@ -70,7 +70,12 @@ fn a_step_no_larger_than_those_before_allocates_nothing() {
         let model = load(&ModelFiles::Folder(folder.into())).expect("a committed model");
         // One thread: which of several takes a part first, and grows its buffers, is chance.
         let isa_and_threads = (Isa::detect(), 1);
-        let runner = CpuRunner::new(&model.spec, &model.weights, isa_and_threads, 16, BLOCK_SIZE);
+        let layout = KvLayout {
+            kv_type: KvType::F16,
+            num_blocks: 16,
+            block_size: BLOCK_SIZE,
+        };
+        let runner = CpuRunner::new(&model.spec, &model.weights, isa_and_threads, layout);
         let mut runner = runner.expect("a runner");
         let largest = batch(&[(0, 40), (0, 20), (20, 1), (30, 10)]);
         runner.forward(&largest).expect("a step");

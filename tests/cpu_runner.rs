@@ -6,13 +6,13 @@ mod ragged;
 use std::path::Path;
 
 use candle_core::Device;
-use candlepower::kernels::{Isa, TILE_TOKENS};
+use candlepower::kernels::{Isa, KvType, TILE_TOKENS};
 use candlepower::model::{LoadedModel, ModelFiles, TokenizerFiles, load};
 use candlepower::runner::BlockCopy;
 use candlepower::runner::candle::CandleRunner;
 use candlepower::text::Tokenizer;
 use ragged::{
-    Driver, MODELS, NUM_BLOCKS, Sequence, argmax, cases, chunk_sizes, load_folder, relative_error,
+    Case, Driver, MODELS, Sequence, argmax, cases, chunk_sizes, layout, load_folder, relative_error,
 };
 
 const BLOCK_SIZE: usize = TILE_TOKENS;
@@ -67,7 +67,7 @@ fn tiny_models_give_the_logits_and_tokens_of_transformers() {
     for model in MODELS {
         let files = load_folder(model);
         for isa in isas() {
-            let mut driver = Driver::fast(&files, isa, 2);
+            let mut driver = Driver::fast(&files, (isa, 2), KvType::F16);
             let tolerance = tiny_model_tolerance(&files, isa);
             for case in cases(model) {
                 let what = format!("{model}, {isa}, {} tokens", case.ids.len());
@@ -91,18 +91,18 @@ fn tiny_models_give_the_logits_and_tokens_of_transformers() {
 fn chunks_of_any_size_and_any_threads_give_the_same_bits() {
     for model in MODELS {
         let files = load_folder(model);
-        for isa in isas() {
-            let mut whole = Driver::fast(&files, isa, 1);
+        for (isa, kv_type) in isas().flat_map(|isa| KvType::ALL.map(|kv_type| (isa, kv_type))) {
+            let mut whole = Driver::fast(&files, (isa, 1), kv_type);
             for threads in [1, 3] {
-                let mut driver = Driver::fast(&files, isa, threads);
+                let mut driver = Driver::fast(&files, (isa, threads), kv_type);
                 for case in cases(model) {
                     let reference = whole.prefill(&mut Sequence::default(), &case.ids, usize::MAX);
                     for chunk in chunk_sizes(case.ids.len()) {
                         let mut sequence = Sequence::default();
                         let logits = driver.prefill(&mut sequence, &case.ids, chunk);
                         let differs = (0..logits.len()).find(|&row| logits[row] != reference[row]);
-                        let len = case.ids.len();
-                        assert_eq!(differs, None, "{model}, {isa}, {len} by {chunk}, {threads}");
+                        let what = format!("{model}, {isa}, {kv_type}, {threads} threads");
+                        assert_eq!(differs, None, "{what}, {} by {chunk}", case.ids.len());
                         driver.free(sequence);
                     }
                 }
@@ -114,40 +114,48 @@ fn chunks_of_any_size_and_any_threads_give_the_same_bits() {
 #[test]
 fn a_batch_with_others_gives_the_same_bits() {
     for model in MODELS {
-        let mut driver = Driver::fast(&load_folder(model), Isa::detect(), 2);
-        let cases = cases(model);
-        let mut alone = Vec::new();
-        for case in &cases {
-            let mut sequence = Sequence::default();
-            alone.push(driver.prefill(&mut sequence, &case.ids, usize::MAX));
-            driver.free(sequence);
+        for kv_type in KvType::ALL {
+            let mut driver = Driver::fast(&load_folder(model), (Isa::detect(), 2), kv_type);
+            batch_gives_the_same_bits(&mut driver, &cases(model), &format!("{model}, {kv_type}"));
         }
-        // All prompts at once, each in chunks of its own size: every step mixes prefill and decode.
-        let work: Vec<_> = cases.iter().zip(&alone).zip([1, 5, 2, 31]).collect();
-        let work: Vec<_> = work.iter().chain(&work).collect();
-        let mut sequences = vec![Sequence::default(); work.len()];
-        loop {
-            let mut step = Vec::new();
-            let mut expected = Vec::new();
-            for (sequence, ((case, alone), chunk)) in sequences.iter_mut().zip(&work) {
-                let rows = sequence.len..case.ids.len().min(sequence.len + chunk);
-                if !rows.is_empty() {
-                    expected.push(&alone[rows.clone()]);
-                    step.push((sequence, &case.ids[rows]));
-                }
+    }
+}
+
+fn batch_gives_the_same_bits(driver: &mut Driver, cases: &[Case], what: &str) {
+    let mut alone = Vec::new();
+    for case in cases {
+        let mut sequence = Sequence::default();
+        alone.push(driver.prefill(&mut sequence, &case.ids, usize::MAX));
+        driver.free(sequence);
+    }
+    // All prompts at once, each in chunks of its own size: every step mixes prefill and decode.
+    let work: Vec<_> = cases.iter().zip(&alone).zip([1, 5, 2, 31]).collect();
+    let work: Vec<_> = work.iter().chain(&work).collect();
+    let mut sequences = vec![Sequence::default(); work.len()];
+    loop {
+        let mut step = Vec::new();
+        let mut expected = Vec::new();
+        for (sequence, ((case, alone), chunk)) in sequences.iter_mut().zip(&work) {
+            let rows = sequence.len..case.ids.len().min(sequence.len + chunk);
+            if !rows.is_empty() {
+                expected.push(&alone[rows.clone()]);
+                step.push((sequence, &case.ids[rows]));
             }
-            if step.is_empty() {
-                break;
-            }
-            assert!(driver.step(&mut step) == expected, "{model}");
         }
+        if step.is_empty() {
+            break;
+        }
+        assert!(driver.step(&mut step) == expected, "{what}");
     }
 }
 
 #[test]
 fn copied_blocks_give_the_same_bits() {
-    for model in MODELS {
-        let mut driver = Driver::fast(&load_folder(model), Isa::detect(), 2);
+    for (model, kv_type) in MODELS
+        .into_iter()
+        .flat_map(|model| KvType::ALL.map(|it| (model, it)))
+    {
+        let mut driver = Driver::fast(&load_folder(model), (Isa::detect(), 2), kv_type);
         let longest = cases(model).into_iter().max_by_key(|case| case.ids.len());
         let ids = longest.expect("a case").ids;
         for num_tokens in 1..BLOCK_SIZE.min(ids.len() - BLOCK_SIZE) {
@@ -168,7 +176,7 @@ fn copied_blocks_give_the_same_bits() {
             let logits = driver.step_after(vec![copy], &mut [(&mut second, &ids[shared..])]);
             assert!(
                 logits[0] == reference[shared..],
-                "{model}, {num_tokens} copied"
+                "{model}, {kv_type}, {num_tokens} copied"
             );
             second.table.remove(0);
             driver.free(first);
@@ -183,15 +191,14 @@ fn real_models_agree_with_the_reference_runner() {
         let mut ids = prose(&model);
         ids.truncate(64);
         let name = &model.facts.architecture;
-        let device = Device::Cpu;
-        let reference =
-            CandleRunner::new(&model.spec, &model.weights, &device, NUM_BLOCKS, BLOCK_SIZE);
+        let cache = layout(KvType::F32, BLOCK_SIZE);
+        let reference = CandleRunner::new(&model.spec, &model.weights, &Device::Cpu, cache);
         let mut reference = Driver::drive(Box::new(reference.expect("a runner")), BLOCK_SIZE);
         let expected = reference.prefill(&mut Sequence::default(), &ids, usize::MAX);
         drop(reference);
         for isa in isas() {
-            let logits =
-                Driver::fast(&model, isa, 2).prefill(&mut Sequence::default(), &ids, usize::MAX);
+            let mut driver = Driver::fast(&model, (isa, 2), KvType::F16);
+            let logits = driver.prefill(&mut Sequence::default(), &ids, usize::MAX);
             let mut same = 0;
             let mut worst = 0f32;
             let mut excess_nll = 0.0;

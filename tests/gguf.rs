@@ -14,7 +14,7 @@ use std::path::Path;
 use candle_core::quantized::gguf_file::Value;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use candlepower::kernels::Isa;
+use candlepower::kernels::{Isa, KvType};
 use candlepower::model::{LoadedModel, ModelFiles, TokenizerFiles, load};
 use ragged::{Driver, Sequence, relative_error};
 use serde_json::json;
@@ -88,7 +88,7 @@ fn every_tensor_type_gives_the_logits_of_its_own_f32_values() -> anyhow::Result<
             let name = architecture.name();
             assert!(logits(&from_gguf) == reference, "{name} {types:?}");
             for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-                let mut driver = Driver::fast(&from_gguf, isa, 2);
+                let mut driver = Driver::fast(&from_gguf, (isa, 2), KvType::F16);
                 let fast = driver.prefill(&mut Sequence::default(), &PROMPT, PROMPT.len());
                 let errors = fast
                     .iter()

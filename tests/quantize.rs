@@ -7,10 +7,10 @@ use std::path::Path;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use candlepower::kernels::Isa;
+use candlepower::kernels::{Isa, KvType};
 use candlepower::model::{LoadedModel, ModelFiles, Quantization, StoredTensor, load};
 use candlepower::runner::cpu::CpuRunner;
-use ragged::{Driver, Sequence, relative_error};
+use ragged::{Driver, Sequence, layout, relative_error};
 use synthetic::{Architecture, Synthetic};
 
 const PROMPT: [u32; 9] = [3, 90, 14, 15, 92, 65, 35, 89, 79];
@@ -80,7 +80,7 @@ fn matrices_are_those_of_a_quantised_file_and_both_runners_run_them() -> anyhow:
                 driver.prefill(&mut Sequence::default(), &PROMPT, PROMPT.len())
             };
             let reference = run(Driver::new(&small));
-            let fast = run(Driver::fast(&small, Isa::detect(), 2));
+            let fast = run(Driver::fast(&small, (Isa::detect(), 2), KvType::F16));
             for (row, reference) in fast.iter().zip(&reference) {
                 let error = relative_error(row, reference);
                 println!("{} {kind}: {error}", architecture.name());
@@ -99,7 +99,8 @@ fn matrices_are_those_of_a_quantised_file_and_both_runners_run_them() -> anyhow:
 fn the_fast_runner_holds_what_the_type_takes() -> anyhow::Result<()> {
     let bytes = |model: &LoadedModel| -> anyhow::Result<f64> {
         let how = (Isa::detect(), 1);
-        let runner = CpuRunner::new(&model.spec, &model.weights, how, 1, 32)?;
+        let layout = layout(KvType::F16, 32);
+        let runner = CpuRunner::new(&model.spec, &model.weights, how, layout)?;
         Ok(runner.weight_bytes() as f64)
     };
     let (folder, dense) = folder_of(&Synthetic::new(Architecture::Qwen2, &[GgmlDType::BF16]));
@@ -128,7 +129,7 @@ fn what_has_no_whole_blocks_stays_as_it_is_and_is_named() -> anyhow::Result<()> 
     assert_eq!(model.facts.quantization, "Q4_K+F32");
     let run = |mut driver: Driver| driver.prefill(&mut Sequence::default(), &PROMPT, 4);
     let reference = run(Driver::new(&model));
-    let fast = run(Driver::fast(&model, Isa::detect(), 1));
+    let fast = run(Driver::fast(&model, (Isa::detect(), 1), KvType::F16));
     for (row, reference) in fast.iter().zip(&reference) {
         assert!(relative_error(row, reference) <= TOLERANCE);
     }

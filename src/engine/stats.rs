@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::histogram::StepHistograms;
 use super::speculation::DraftLimits;
+use crate::config::KvType;
 
 /// Counts are since start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -83,6 +84,7 @@ pub struct KvStats {
     /// forgot to give them back.
     pub leaked_blocks: usize,
     pub capacity_tokens: usize,
+    pub cache_type: KvType,
     /// Tokens of running sequences in the cache; a shared one counts for each.
     pub used_tokens: usize,
     pub bytes_per_token: u64,

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
-use crate::config::{EngineConfig, MemorySize, SpeculationConfig};
+use crate::config::{EngineConfig, KvType, MemorySize, SpeculationConfig};
 use crate::kv_cache::BLOCK_SIZE;
 use crate::runner::Runner;
 
@@ -30,6 +30,7 @@ pub(super) fn config() -> EngineConfig {
         stall_timeout: Duration::from_secs(600),
         max_model_len: None,
         kv_cache_size: MemorySize::Bytes(1),
+        kv_cache_type: KvType::F16,
         speculation: SpeculationConfig::OFF,
     }
 }

@@ -64,7 +64,7 @@ pub fn start(
         stall_timeout: config.stall_timeout,
     };
     let drafts = DraftLimits::of(&config.speculation);
-    let mut worker_stats = initial_stats(limits, config.max_batch_tokens, kv);
+    let mut worker_stats = initial_stats(limits, config, kv);
     worker_stats.speculative = drafts.map(SpeculationStats::new);
     let load = Load {
         max_batch_tokens: config.max_batch_tokens,
@@ -152,7 +152,7 @@ fn check(
     Ok(())
 }
 
-fn initial_stats(limits: Limits, max_batch_tokens: usize, kv: KvCapacity) -> EngineStats {
+fn initial_stats(limits: Limits, config: &EngineConfig, kv: KvCapacity) -> EngineStats {
     EngineStats {
         queue: QueueStats {
             max_waiting_requests: limits.queue_max_size,
@@ -160,7 +160,7 @@ fn initial_stats(limits: Limits, max_batch_tokens: usize, kv: KvCapacity) -> Eng
         },
         batch: BatchStats {
             max_batch_size: limits.max_batch_size,
-            max_batch_tokens,
+            max_batch_tokens: config.max_batch_tokens,
             ..BatchStats::default()
         },
         kv_cache: KvStats {
@@ -168,6 +168,7 @@ fn initial_stats(limits: Limits, max_batch_tokens: usize, kv: KvCapacity) -> Eng
             total_blocks: kv.num_blocks,
             free_blocks: kv.num_blocks,
             capacity_tokens: kv.num_tokens(),
+            cache_type: config.kv_cache_type,
             bytes_per_token: kv.bytes_per_token,
             total_bytes: kv.bytes_per_token * kv.num_tokens() as u64,
             ..KvStats::default()

@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use super::elementwise::sum;
 use super::isa::for_each_isa;
-use super::kv_storage::{KvStorage, TILE_TOKENS};
+use super::kv_storage::{Head, KvShape, KvStorage, TILE_TOKENS, Tiles, with_heads};
 use super::math::exp;
 use super::shared::SharedMut;
 use super::{Compute, Isa};
@@ -64,6 +64,14 @@ struct Unit {
 
 /// Scores of some rows with the positions of one tile.
 type Scores<const R: usize> = [[f32; TILE_TOKENS]; R];
+
+/// What all kernels can read.
+#[cfg(target_arch = "x86_64")]
+trait Readable: avx2::Load + avx512::Load {}
+#[cfg(target_arch = "x86_64")]
+impl<E: avx2::Load + avx512::Load> Readable for E {}
+#[cfg(not(target_arch = "x86_64"))]
+use super::kv_storage::Element as Readable;
 
 /// Buffers of a thread, kept from step to step.
 #[derive(Debug, Default)]
@@ -141,6 +149,21 @@ pub fn attend(
         shape.block_size.is_multiple_of(TILE_TOKENS),
         "bug: blocks are whole tiles"
     );
+    with_heads!(kv.heads(), heads => {
+        attend_heads(compute, shape, (plan, batch), (heads, kv.shape()), (q, q_width), out);
+    });
+}
+
+/// Attention over K and V of one type.
+fn attend_heads<E: Readable>(
+    compute: &Compute,
+    shape: &AttentionShape,
+    (plan, batch): (&AttentionPlan, &AttentionBatch<'_>),
+    (heads, kv_shape): (&[Head<E>], &KvShape),
+    (q, q_width): (&[f32], usize),
+    out: &mut [f32],
+) {
+    let out_width = shape.num_heads * shape.head_dim;
     let heads_per_kv_head = shape.heads_per_kv_head();
     let isa = compute.isa();
     let out = SharedMut::new(out);
@@ -159,8 +182,9 @@ pub fn attend(
                         &q[row * q_width + head * shape.head_dim..][..shape.head_dim]
                     };
                     let num_rows = unit.rows.len() * heads_per_kv_head;
-                    attend_unit(isa, kv, kv_head, &context, (num_rows, &query), scratch);
-                    let sums = scratch.sums.chunks_exact(kv.shape().padded_dim());
+                    let kv = (&heads[kv_head], kv_shape);
+                    attend_unit(isa, kv, &context, (num_rows, &query), scratch);
+                    let sums = scratch.sums.chunks_exact(kv_shape.padded_dim());
                     for (index, (sums, factor)) in sums.zip(&scratch.factors).enumerate() {
                         let row = unit.rows.start + index / heads_per_kv_head;
                         let head = first_head + index % heads_per_kv_head;
@@ -227,16 +251,14 @@ impl Context {
 }
 
 /// Leaves the results in `scratch`: sums that `factors` must still multiply.
-fn attend_unit<'a>(
+fn attend_unit<'a, E: Readable>(
     isa: Isa,
-    kv: &KvStorage,
-    kv_head: usize,
+    kv: (&Head<E>, &KvShape),
     context: &Context,
     (num_rows, query): (usize, &dyn Fn(usize) -> &'a [f32]),
     scratch: &mut Scratch,
 ) {
-    let shape = kv.shape();
-    let sums_len = num_rows * shape.padded_dim();
+    let sums_len = num_rows * kv.1.padded_dim();
     scratch.factors.clear();
     scratch.sums.resize(scratch.sums.len().max(sums_len), 0.0);
     let most = match isa {
@@ -245,20 +267,18 @@ fn attend_unit<'a>(
     };
     for first in (0..num_rows).step_by(most) {
         let rows = first..num_rows.min(first + most);
-        attend_rows(isa, kv, kv_head, context, (rows, query), scratch);
+        attend_rows(isa, kv, context, (rows, query), scratch);
     }
 }
 
 /// Attention of as many rows as a kernel takes at once.
-fn attend_rows<'a>(
+fn attend_rows<'a, E: Readable>(
     isa: Isa,
-    kv: &KvStorage,
-    kv_head: usize,
+    (head, shape): (&Head<E>, &KvShape),
     context: &Context,
     (rows, query): (Range<usize>, &dyn Fn(usize) -> &'a [f32]),
     scratch: &mut Scratch,
 ) {
-    let shape = kv.shape();
     let Scratch {
         tiles,
         queries,
@@ -277,14 +297,13 @@ fn attend_rows<'a>(
     let num_scores = len * tiles.len();
     scores.resize(scores.len().max(num_scores), [0.0; TILE_TOKENS]);
     let scores = &mut scores[..num_scores];
-    multiply_keys(isa, kv.head_keys(kv_head), tiles, (len, queries), scores);
+    multiply_keys(isa, &head.keys, tiles, (len, queries), scores);
     let scale = (shape.head_dim as f32).powf(-0.5);
     for (r, row) in rows.clone().enumerate() {
         factors.push(softmax(isa, scores, r, len, context.visible(row), scale));
     }
     let sums = &mut sums[rows.start * shape.padded_dim()..rows.end * shape.padded_dim()];
-    let values = kv.head_values(kv_head);
-    sum_values(isa, values, tiles, (len, scores, context.len), sums);
+    sum_values(isa, &head.values, tiles, (len, scores, context.len), sums);
 }
 
 /// Calls a kernel's version for a number of rows that is a constant to it.
@@ -296,18 +315,18 @@ macro_rules! with_rows {
         }
     };
     (@call $row:literal, $kernel:ident, scores, ($keys:ident, $tiles:ident, $queries:ident, $scores:ident)) => {
-        $kernel::scores::<$row>($keys, $tiles, $queries.as_chunks().0, $scores.as_chunks_mut().0)
+        $kernel::scores::<_, $row>($keys, $tiles, $queries.as_chunks().0, $scores.as_chunks_mut().0)
     };
     (@call $row:literal, $kernel:ident, sum_values, ($values:ident, $tiles:ident, $weights:ident, $len:ident, $sums:ident)) => {
-        $kernel::sum_values::<$row>($values, $tiles, $weights.as_chunks().0, $len, $sums)
+        $kernel::sum_values::<_, $row>($values, $tiles, $weights.as_chunks().0, $len, $sums)
     };
 }
 
 /// Products of each query with each position of the tiles: queries (head_dim, rows), scores
 /// (tiles, rows).
-fn multiply_keys(
+fn multiply_keys<E: Readable>(
     isa: Isa,
-    keys: &[u16],
+    keys: &Tiles<E>,
     tiles: &[u32],
     (rows, queries): (usize, &[f32]),
     scores: &mut [[f32; TILE_TOKENS]],
@@ -329,9 +348,9 @@ fn multiply_keys(
 }
 
 /// Sums of V, weighted, over the first `len` positions. (rows, padded head_dim)
-fn sum_values(
+fn sum_values<E: Readable>(
     isa: Isa,
-    values: &[u16],
+    values: &Tiles<E>,
     tiles: &[u32],
     (rows, weights, len): (usize, &[[f32; TILE_TOKENS]], usize),
     sums: &mut [f32],

@@ -1,15 +1,19 @@
-//! K and V of one layer as f16, for all blocks of the pool.
+//! K and V of one layer, for all blocks of the pool, as f32, f16 or codes of 8 bits.
 //!
 //! 16 slots form a tile. A tile's keys lie transposed, `[head_dim][16 slots]`, so that the scores of
 //! 16 positions are sums of whole vectors; its values lie in columns of 16 elements,
-//! `[head_dim / 16][16 slots][16]`, so that 16 elements of the result can stay in registers. Each KV
-//! head has its tiles to itself.
+//! `[head_dim / 16][16 slots][16]`, so that 16 elements of the result can stay in registers. Scales of
+//! codes lie beside them as f16, `[head_dim / 32][16 slots]`, for keys and values alike. Each KV head
+//! has its tiles to itself.
+
+mod element;
 
 use super::Compute;
 use super::aligned::Aligned;
-use super::isa::for_each_isa;
-use super::math::f32_to_f16;
 use super::shared::SharedMut;
+
+pub use element::KvType;
+pub(super) use element::{Element, SCALE_GROUP};
 
 /// Slots of a tile; blocks are whole tiles.
 pub const TILE_TOKENS: usize = 16;
@@ -19,6 +23,7 @@ pub(super) const COLUMN: usize = 16;
 /// What the storage of a layer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
+    pub kv_type: KvType,
     pub num_kv_heads: usize,
     pub head_dim: usize,
     /// Token positions, a multiple of [`TILE_TOKENS`].
@@ -29,31 +34,65 @@ pub struct KvShape {
 #[derive(Debug)]
 pub struct KvStorage {
     shape: KvShape,
-    keys: Aligned<u16>,   // (num_kv_heads, tiles, head_dim, 16)
-    values: Aligned<u16>, // (num_kv_heads, tiles, columns, 16, 16)
+    heads: Heads,
 }
 
+/// K and V in the type that was chosen, by head. (num_kv_heads)
+#[derive(Debug)]
+pub(super) enum Heads {
+    F32(Vec<Head<f32>>),
+    F16(Vec<Head<u16>>),
+    Q8(Vec<Head<i8>>),
+}
+
+/// K and V of a head.
+#[derive(Debug)]
+pub(super) struct Head<E> {
+    pub keys: Tiles<E>,   // (tiles, head_dim, 16)
+    pub values: Tiles<E>, // (tiles, columns, 16, 16)
+}
+
+/// K or V of a head.
+#[derive(Debug)]
+pub(super) struct Tiles<E> {
+    elements: Aligned<E>,
+    tile_len: usize,
+    /// Bits of f16; empty for types without. (tiles, groups, 16)
+    scales: Aligned<u16>,
+    tile_scales: usize,
+}
+
+/// Does something with the heads, whatever their type.
+macro_rules! with_heads {
+    ($heads:expr, $name:ident => $body:expr) => {
+        match $heads {
+            $crate::kernels::kv_storage::Heads::F32($name) => $body,
+            $crate::kernels::kv_storage::Heads::F16($name) => $body,
+            $crate::kernels::kv_storage::Heads::Q8($name) => $body,
+        }
+    };
+}
+pub(super) use with_heads;
+
 impl KvShape {
-    /// Elements of K and V that one slot takes, padding included.
-    pub fn elements_per_slot(&self) -> usize {
-        self.num_kv_heads * (self.head_dim + self.padded_dim())
+    /// Bytes of K and V that one slot takes, padding and scales included.
+    pub fn bytes_per_slot(&self) -> usize {
+        match self.kv_type {
+            KvType::F32 => self.bytes_per_slot_as::<f32>(),
+            KvType::F16 => self.bytes_per_slot_as::<u16>(),
+            KvType::Q8_0 => self.bytes_per_slot_as::<i8>(),
+        }
+    }
+
+    fn bytes_per_slot_as<E: Element>(&self) -> usize {
+        let elements = self.head_dim + self.padded_dim();
+        let scales = 2 * E::num_scales(self.head_dim);
+        self.num_kv_heads * (elements * size_of::<E>() + scales * size_of::<u16>())
     }
 
     /// V is padded to whole columns.
     pub(super) fn padded_dim(&self) -> usize {
         self.head_dim.next_multiple_of(COLUMN)
-    }
-
-    fn key_tile(&self) -> usize {
-        self.head_dim * TILE_TOKENS
-    }
-
-    fn value_tile(&self) -> usize {
-        self.padded_dim() * TILE_TOKENS
-    }
-
-    fn num_tiles(&self) -> usize {
-        self.num_slots / TILE_TOKENS
     }
 }
 
@@ -67,16 +106,20 @@ impl KvStorage {
             shape.num_slots.is_multiple_of(TILE_TOKENS),
             "bug: slots are whole tiles"
         );
-        let heads_and_tiles = shape.num_kv_heads * shape.num_tiles();
-        Self {
-            keys: Aligned::zeros(heads_and_tiles * shape.key_tile()),
-            values: Aligned::zeros(heads_and_tiles * shape.value_tile()),
-            shape,
-        }
+        let heads = match shape.kv_type {
+            KvType::F32 => Heads::F32(zeros(&shape)),
+            KvType::F16 => Heads::F16(zeros(&shape)),
+            KvType::Q8_0 => Heads::Q8(zeros(&shape)),
+        };
+        Self { shape, heads }
     }
 
     pub fn shape(&self) -> &KvShape {
         &self.shape
+    }
+
+    pub(super) fn heads(&self) -> &Heads {
+        &self.heads
     }
 
     /// Writes K and V of tokens at their slots. `rows` has a row of `width` for each token, in which
@@ -88,30 +131,9 @@ impl KvStorage {
         rows: &[f32],
         (width, column): (usize, usize),
     ) {
-        let shape = self.shape;
-        let (key_len, value_len) = (self.keys.len(), self.values.len());
-        let keys = SharedMut::new(&mut self.keys);
-        let values = SharedMut::new(&mut self.values);
-        let (isa, heads) = (compute.isa(), shape.num_kv_heads);
-        // Few tokens are quicker written than shared out.
-        let chunk = if slots.len() < 8 { heads } else { 1 };
-        compute.pool().for_each(heads, chunk, |some_heads| {
-            for head in some_heads {
-                let part = |len: usize| head * len / heads..(head + 1) * len / heads;
-                // SAFETY: each head is visited once, and heads do not overlap.
-                let keys = unsafe { keys.part(part(key_len)) };
-                // SAFETY: as above.
-                let values = unsafe { values.part(part(value_len)) };
-                for (&slot, row) in slots.iter().zip(rows.chunks_exact(width)) {
-                    let (tile, lane) = (slot as usize / TILE_TOKENS, slot as usize % TILE_TOKENS);
-                    let k = &row[column + head * shape.head_dim..][..shape.head_dim];
-                    let v = &row[column + (heads + head) * shape.head_dim..][..shape.head_dim];
-                    let key_tile = &mut keys[tile * shape.key_tile()..][..shape.key_tile()];
-                    write_key(isa, k, lane, key_tile);
-                    let value_tile = &mut values[tile * shape.value_tile()..][..shape.value_tile()];
-                    write_value(isa, v, lane, value_tile);
-                }
-            }
+        let head_dim = self.shape.head_dim;
+        with_heads!(&mut self.heads, heads => {
+            write(compute, (heads, head_dim), slots, rows, (width, column))
         });
     }
 
@@ -124,46 +146,120 @@ impl KvStorage {
             from_slot.is_multiple_of(TILE_TOKENS) && to_slot.is_multiple_of(TILE_TOKENS),
             "bug: a copy inside a tile"
         );
-        let shape = self.shape;
-        for head in 0..shape.num_kv_heads {
-            for start in (0..num_tokens).step_by(TILE_TOKENS) {
-                let lanes = TILE_TOKENS.min(num_tokens - start);
-                let tile = |slot: usize| head * shape.num_tiles() + (slot + start) / TILE_TOKENS;
-                let (from, to) = (tile(from_slot), tile(to_slot));
-                // Rows of a key tile hold one element of each slot, those of a column one slot each.
-                copy_tile(
-                    &mut self.keys,
-                    shape.key_tile(),
-                    (from, to),
-                    (TILE_TOKENS, lanes),
-                );
-                let column = COLUMN * TILE_TOKENS;
-                copy_tile(
-                    &mut self.values,
-                    shape.value_tile(),
-                    (from, to),
-                    (column, lanes * COLUMN),
-                );
+        with_heads!(&mut self.heads, heads => {
+            for head in heads {
+                for start in (0..num_tokens).step_by(TILE_TOKENS) {
+                    let slots = TILE_TOKENS.min(num_tokens - start);
+                    let tile = |slot: usize| (slot + start) / TILE_TOKENS;
+                    head.copy(tile(from_slot), tile(to_slot), slots);
+                }
             }
+        });
+    }
+}
+
+fn zeros<E: Element>(shape: &KvShape) -> Vec<Head<E>> {
+    let num_tiles = shape.num_slots / TILE_TOKENS;
+    let tiles = |row_len: usize| Tiles::zeros(num_tiles, row_len, E::num_scales(shape.head_dim));
+    let head = |_| Head {
+        keys: tiles(shape.head_dim),
+        values: tiles(shape.padded_dim()),
+    };
+    (0..shape.num_kv_heads).map(head).collect()
+}
+
+fn write<E: Element>(
+    compute: &Compute,
+    (heads, head_dim): (&mut [Head<E>], usize),
+    slots: &[u32],
+    rows: &[f32],
+    (width, column): (usize, usize),
+) {
+    let (isa, num_heads) = (compute.isa(), heads.len());
+    let heads = SharedMut::new(heads);
+    // Few tokens are quicker written than shared out.
+    let chunk = if slots.len() < 8 { num_heads } else { 1 };
+    compute.pool().for_each(num_heads, chunk, |some_heads| {
+        // SAFETY: each head is visited once.
+        let heads = unsafe { heads.part(some_heads.clone()) };
+        for (head, index) in heads.iter_mut().zip(some_heads) {
+            for (&slot, row) in slots.iter().zip(rows.chunks_exact(width)) {
+                let (tile, lane) = (slot as usize / TILE_TOKENS, slot as usize % TILE_TOKENS);
+                let k = &row[column + index * head_dim..][..head_dim];
+                let (elements, scales) = head.keys.tile_mut(tile);
+                E::write_key(isa, k, lane, elements, scales);
+                let v = &row[column + (num_heads + index) * head_dim..][..head_dim];
+                let (elements, scales) = head.values.tile_mut(tile);
+                E::write_value(isa, v, lane, elements, scales);
+            }
+        }
+    });
+}
+
+impl<E: Element> Head<E> {
+    /// Copies the first slots of a tile to another.
+    fn copy(&mut self, from: usize, to: usize, slots: usize) {
+        // Rows of a key tile, and of scales, hold one element of each slot; a column has whole slots.
+        copy_rows(
+            &mut self.keys.elements,
+            self.keys.tile_len,
+            (from, to),
+            (TILE_TOKENS, slots),
+        );
+        let column = (COLUMN * TILE_TOKENS, COLUMN * slots);
+        copy_rows(
+            &mut self.values.elements,
+            self.values.tile_len,
+            (from, to),
+            column,
+        );
+        for tiles in [&mut self.keys, &mut self.values] {
+            copy_rows(
+                &mut tiles.scales,
+                tiles.tile_scales,
+                (from, to),
+                (TILE_TOKENS, slots),
+            );
+        }
+    }
+}
+
+impl<E: Element> Tiles<E> {
+    fn zeros(num_tiles: usize, row_len: usize, num_scales: usize) -> Self {
+        let (tile_len, tile_scales) = (row_len * TILE_TOKENS, num_scales * TILE_TOKENS);
+        Self {
+            elements: Aligned::zeros(num_tiles * tile_len),
+            tile_len,
+            scales: Aligned::zeros(num_tiles * tile_scales),
+            tile_scales,
         }
     }
 
-    /// All key tiles of a head. (tiles, head_dim, 16)
-    pub(super) fn head_keys(&self, head: usize) -> &[u16] {
-        let len = self.shape.num_tiles() * self.shape.key_tile();
-        &self.keys[head * len..][..len]
+    /// The rows of a tile.
+    #[inline(always)]
+    pub fn tile(&self, tile: u32) -> &[[E; TILE_TOKENS]] {
+        let start = tile as usize * self.tile_len;
+        self.elements[start..start + self.tile_len].as_chunks().0
     }
 
-    /// All value tiles of a head. (tiles, columns, 16, 16)
-    pub(super) fn head_values(&self, head: usize) -> &[u16] {
-        let len = self.shape.num_tiles() * self.shape.value_tile();
-        &self.values[head * len..][..len]
+    /// The scales of a tile's slots, by group.
+    #[inline(always)]
+    pub fn scales(&self, tile: u32) -> &[[u16; TILE_TOKENS]] {
+        let start = tile as usize * self.tile_scales;
+        self.scales[start..start + self.tile_scales].as_chunks().0
+    }
+
+    fn tile_mut(&mut self, tile: usize) -> (&mut [E], &mut [u16]) {
+        (
+            &mut self.elements[tile * self.tile_len..][..self.tile_len],
+            &mut self.scales[tile * self.tile_scales..][..self.tile_scales],
+        )
     }
 }
 
 /// Copies the first `len` of every `stride` elements of a tile.
-fn copy_tile(
-    data: &mut [u16],
+fn copy_rows<T: Copy>(
+    data: &mut [T],
     tile_len: usize,
     (from, to): (usize, usize),
     (stride, len): (usize, usize),
@@ -171,29 +267,5 @@ fn copy_tile(
     for offset in (0..tile_len).step_by(stride) {
         let source = from * tile_len + offset;
         data.copy_within(source..source + len, to * tile_len + offset);
-    }
-}
-
-for_each_isa! {
-    fn write_key(k: &[f32], lane: usize, tile: &mut [u16]) {
-        for (k, row) in k.chunks(COLUMN).zip(tile.chunks_mut(COLUMN * TILE_TOKENS)) {
-            let mut halves = [0; COLUMN];
-            for (half, k) in halves.iter_mut().zip(k) {
-                *half = f32_to_f16(*k);
-            }
-            for (half, row) in halves.iter().zip(row.chunks_exact_mut(TILE_TOKENS)) {
-                row[lane] = *half;
-            }
-        }
-    }
-}
-
-for_each_isa! {
-    fn write_value(v: &[f32], lane: usize, tile: &mut [u16]) {
-        for (v, column) in v.chunks(COLUMN).zip(tile.chunks_exact_mut(COLUMN * TILE_TOKENS)) {
-            for (half, v) in column[lane * COLUMN..][..COLUMN].iter_mut().zip(v) {
-                *half = f32_to_f16(*v);
-            }
-        }
     }
 }

@@ -27,7 +27,7 @@ pub use attention::{AttentionBatch, AttentionPlan, AttentionShape, attend};
 pub use blocks::SourceFormat;
 pub use elementwise::{Activation, HeadTransform, NormKind, Rotation, activate, embed, normalize};
 pub use isa::Isa;
-pub use kv_storage::{KvShape, KvStorage, TILE_TOKENS};
+pub use kv_storage::{KvShape, KvStorage, KvType, TILE_TOKENS};
 pub use matmul::{Epilogue, matmul, matmul_gated, needs};
 pub use packed::{PackedMatrix, PanelFormat, SourceMatrix};
 pub use pool::Pool;

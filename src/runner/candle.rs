@@ -5,7 +5,7 @@
 //! f32, and a row's logits have the same bits in every batch. On a GPU weights and KV are 16 bits
 //! wide and only rounding may differ.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail};
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ops;
@@ -13,8 +13,9 @@ use candle_nn::ops;
 use super::embedding::Embedding;
 use super::kv_pool::KvPool;
 use super::linear::Linear;
-use super::step::{CONTEXT_TILE, Group, MIN_QUERY_ROWS, Step};
-use super::{Logits, RaggedBatch, Runner, memory};
+use super::step::{CONTEXT_TILE, Dtypes, Group, MIN_QUERY_ROWS, Step};
+use super::{KvLayout, Logits, RaggedBatch, Runner, memory};
+use crate::kernels::KvType;
 use crate::model::{
     Activation, LayerWeights, LinearWeights, Mlp, ModelSpec, NormWeights, Positions, Rope,
     RopePairing, StoredTensor, Weights,
@@ -25,7 +26,7 @@ use crate::model::{
 pub struct CandleRunner {
     spec: ModelSpec,
     device: Device,
-    dtype: DType,
+    dtypes: Dtypes,
     token_embedding: Embedding,            // (vocab_size, hidden_size)
     position_embedding: Option<Embedding>, // (max_positions, hidden_size)
     layers: Vec<Layer>,
@@ -56,34 +57,37 @@ struct Norm {
 }
 
 /// Bytes of K and V that one token takes in a pool of [`CandleRunner`].
-pub fn kv_bytes_per_token(spec: &ModelSpec, device: &Device) -> u64 {
-    let bytes = if device.is_cpu() { 4 } else { 2 };
-    spec.kv_elements_per_token() as u64 * bytes
+///
+/// # Errors
+/// The pool cannot be of this type.
+pub fn kv_bytes_per_token(spec: &ModelSpec, kv_type: KvType) -> Result<u64> {
+    let bytes = kv_dtype(kv_type, DType::F16)?.size_in_bytes();
+    Ok((spec.kv_elements_per_token() * bytes) as u64)
+}
+
+/// The pool's type; what has 16 bits is of the kind that the weights have.
+fn kv_dtype(kv_type: KvType, dtype: DType) -> Result<DType> {
+    match (kv_type, dtype) {
+        (KvType::F32, _) => Ok(DType::F32),
+        (KvType::F16, DType::BF16) => Ok(DType::BF16),
+        (KvType::F16, _) => Ok(DType::F16),
+        (KvType::Q8_0, _) => {
+            bail!("KV_CACHE_TYPE={kv_type} is for CPUs; on a GPU set KV_CACHE_TYPE=f16 or f32")
+        }
+    }
 }
 
 impl CandleRunner {
-    /// Reads the weights and sets up storage for `num_blocks` blocks of `block_size` tokens.
+    /// Reads the weights and sets up storage for K and V.
     ///
     /// Fails before it allocates if weights and storage cannot fit the free memory of a CPU.
-    pub fn new(
-        spec: &ModelSpec,
-        weights: &Weights,
-        device: &Device,
-        num_blocks: usize,
-        block_size: usize,
-    ) -> Result<Self> {
+    pub fn new(spec: &ModelSpec, weights: &Weights, device: &Device, kv: KvLayout) -> Result<Self> {
+        let num_slots = kv.num_slots()?;
+        let kv_bytes_per_token = kv_bytes_per_token(spec, kv.kv_type)?;
         if device.is_cpu() {
-            let pool_tokens = num_blocks as u64 * block_size as u64;
-            let kv_bytes = pool_tokens.saturating_mul(kv_bytes_per_token(spec, device));
+            let kv_bytes = kv_bytes_per_token.saturating_mul(num_slots as u64);
             memory::ensure_free(dense_bytes(spec, weights, DType::F32), kv_bytes)?;
         }
-        let num_slots = num_blocks
-            .checked_mul(block_size)
-            .context("the KV cache is too large")?;
-        ensure!(
-            num_slots > 0 && u32::try_from(num_slots).is_ok(),
-            "KV_CACHE_SIZE makes room for {num_slots} tokens, more than can be numbered; lower it"
-        );
         let place = Placement {
             dtype: dtype(weights, device),
             device: device.clone(),
@@ -101,11 +105,18 @@ impl CandleRunner {
             biases: Vec::new(),
             is_in_by_out: false,
         };
-        let pool_shape = (spec.num_kv_heads, num_slots, spec.head_dim);
+        let dtypes = Dtypes {
+            compute: place.dtype,
+            kv: kv_dtype(kv.kv_type, place.dtype)?,
+        };
+        let pool = || {
+            let shape = (spec.num_kv_heads, num_slots, spec.head_dim);
+            KvPool::new(shape, dtypes.kv, device)
+        };
         let layers = weights
             .layers
             .iter()
-            .map(|layer| Layer::load(spec, layer, &place, pool_shape))
+            .map(|layer| Layer::load(spec, layer, &place, pool()?))
             .collect::<Result<_>>()?;
         let position_embedding = weights.position_embedding.as_ref();
         Ok(Self {
@@ -114,13 +125,13 @@ impl CandleRunner {
             layers,
             final_norm: place.norm(spec, &weights.final_norm)?,
             head: place.linear(&head, |row| row)?,
-            block_size,
+            block_size: kv.block_size,
             weight_bytes: dense_bytes(spec, weights, place.dtype),
             logits: Logits {
                 values: Vec::new(),
                 vocab_size: spec.vocab_size,
             },
-            dtype: place.dtype,
+            dtypes,
             device: place.device,
             spec: spec.clone(),
         })
@@ -138,7 +149,13 @@ impl CandleRunner {
                 layer.kv.copy_block(copy, self.block_size)?;
             }
         }
-        let step = Step::new(batch, &self.spec, self.block_size, self.dtype, &self.device)?;
+        let step = Step::new(
+            batch,
+            &self.spec,
+            self.block_size,
+            self.dtypes,
+            &self.device,
+        )?;
         let rotation = self.rotation(&step.positions)?;
         let mut x = self.embed(&step)?; // (tokens, hidden_size)
         for layer in &self.layers {
@@ -153,7 +170,7 @@ impl CandleRunner {
     }
 
     fn embed(&self, step: &Step) -> Result<Tensor> {
-        let lookup = |table: &Embedding, ids| table.lookup(ids, self.dtype, &self.device);
+        let lookup = |table: &Embedding, ids| table.lookup(ids, self.dtypes.compute, &self.device);
         let tokens = lookup(&self.token_embedding, &step.token_ids)?;
         Ok(match &self.position_embedding {
             None => tokens,
@@ -165,7 +182,7 @@ impl CandleRunner {
         match &self.spec.positions {
             Positions::Learned => Ok(None),
             Positions::Rope(rope) => {
-                Rotation::new(rope, positions, self.dtype, &self.device).map(Some)
+                Rotation::new(rope, positions, self.dtypes.compute, &self.device).map(Some)
             }
         }
     }
@@ -190,7 +207,7 @@ impl Layer {
         spec: &ModelSpec,
         weights: &LayerWeights,
         place: &Placement,
-        pool_shape: (usize, usize, usize),
+        kv: KvPool,
     ) -> Result<Self> {
         let head_norm = |weight: &Option<StoredTensor>| -> Result<Option<Norm>> {
             let norm = weight.as_ref().map(|weight| {
@@ -208,7 +225,7 @@ impl Layer {
             mlp_norm: place.norm(spec, &weights.mlp_norm)?,
             up: place.linear(&weights.up, in_order)?,
             down: place.linear(&weights.down, in_order)?,
-            kv: KvPool::new(pool_shape, place.dtype, &place.device)?,
+            kv,
         })
     }
 
@@ -271,7 +288,7 @@ impl Layer {
         let (_, query_rows, context) = group.mask.dims3()?;
         let padding = MIN_QUERY_ROWS.saturating_sub(query_rows);
 
-        let (k, v) = self.kv.gather(&group.slots)?;
+        let (k, v) = self.kv.gather(&group.slots, q.dtype())?;
         let k = k.reshape((kv_heads, sequences, context, head_dim))?;
         let v = v.reshape((kv_heads, sequences, context, head_dim))?;
         let q = q

@@ -17,10 +17,10 @@ use anyhow::{Context, Result, ensure};
 
 use self::layer::{Layer, Norm};
 use self::linear::pack_table;
-use super::{Logits, RaggedBatch, Runner, memory};
+use super::{KvLayout, Logits, RaggedBatch, Runner, memory};
 use crate::kernels::{
     Activations, AttentionBatch, AttentionPlan, AttentionShape, Compute, Epilogue, Isa, KvShape,
-    PackedMatrix, Pool, Rotation, TILE_TOKENS, embed, matmul, needs,
+    KvType, PackedMatrix, Pool, Rotation, TILE_TOKENS, embed, matmul, needs,
 };
 use crate::model::{ModelSpec, Positions, StoredTensor, Weights};
 
@@ -54,13 +54,13 @@ struct Scratch {
 }
 
 /// Bytes of K and V that one token takes in the storage of [`CpuRunner`].
-pub fn kv_bytes_per_token(spec: &ModelSpec) -> u64 {
-    let elements = kv_shape(spec, 0).elements_per_slot() * spec.num_layers;
-    (elements * size_of::<u16>()) as u64
+pub fn kv_bytes_per_token(spec: &ModelSpec, kv_type: KvType) -> u64 {
+    (kv_shape(spec, kv_type, 0).bytes_per_slot() * spec.num_layers) as u64
 }
 
-fn kv_shape(spec: &ModelSpec, num_slots: usize) -> KvShape {
+fn kv_shape(spec: &ModelSpec, kv_type: KvType, num_slots: usize) -> KvShape {
     KvShape {
+        kv_type,
         num_kv_heads: spec.num_kv_heads,
         head_dim: spec.head_dim,
         num_slots,
@@ -68,7 +68,7 @@ fn kv_shape(spec: &ModelSpec, num_slots: usize) -> KvShape {
 }
 
 impl CpuRunner {
-    /// Packs the weights and sets up storage for `num_blocks` blocks of `block_size` tokens.
+    /// Packs the weights and sets up storage for K and V.
     ///
     /// Fails before it allocates if weights and storage cannot fit the free memory.
     ///
@@ -78,33 +78,28 @@ impl CpuRunner {
         spec: &ModelSpec,
         weights: &Weights,
         (isa, num_threads): (Isa, usize),
-        num_blocks: usize,
-        block_size: usize,
+        kv: KvLayout,
     ) -> Result<Self> {
+        let block_size = kv.block_size;
         ensure!(
             block_size > 0 && block_size.is_multiple_of(TILE_TOKENS),
             "blocks of {block_size} tokens are not possible, only multiples of {TILE_TOKENS}"
         );
-        let num_slots = num_blocks
-            .checked_mul(block_size)
-            .context("the KV cache is too large")?;
-        ensure!(
-            num_slots > 0 && u32::try_from(num_slots).is_ok(),
-            "KV_CACHE_SIZE makes room for {num_slots} tokens, more than can be numbered; lower it"
-        );
+        let num_slots = kv.num_slots()?;
         memory::ensure_free(
             weights.tensors().map(linear::packed_bytes).sum(),
-            kv_bytes_per_token(spec).saturating_mul(num_slots as u64),
+            kv_bytes_per_token(spec, kv.kv_type).saturating_mul(num_slots as u64),
         )?;
         let pool = Pool::new(num_threads).context("cannot start the compute threads")?;
         let compute = Compute::new(isa, pool);
         let pack = |tensor: &StoredTensor| pack_table(&compute, tensor);
         let layers = weights.layers.iter();
+        let kv_shape = kv_shape(spec, kv.kv_type, num_slots);
         Ok(Self {
             token_embedding: pack(&weights.token_embedding)?,
             position_embedding: weights.position_embedding.as_ref().map(pack).transpose()?,
             layers: layers
-                .map(|layer| Layer::load(&compute, spec, layer, kv_shape(spec, num_slots)))
+                .map(|layer| Layer::load(&compute, spec, layer, kv_shape))
                 .collect::<Result<_>>()?,
             final_norm: Norm::load(spec, &weights.final_norm)?,
             head: weights.head.as_ref().map(pack).transpose()?,

@@ -62,7 +62,7 @@ impl KvPool {
     /// Writes K and V of a step's tokens, each (tokens, num_kv_heads, head_dim).
     pub fn write(&self, runs: &[SlotRun], k: &Tensor, v: &Tensor) -> candle_core::Result<()> {
         for (pool, tokens) in [(&self.k, k), (&self.v, v)] {
-            let by_head = tokens.transpose(0, 1)?;
+            let by_head = tokens.transpose(0, 1)?.to_dtype(pool.dtype())?;
             for run in runs {
                 let part = by_head.narrow(1, run.first_row, run.len)?.contiguous()?;
                 pool.slice_set(&part, 1, run.first_slot)?;
@@ -83,11 +83,9 @@ impl KvPool {
     }
 
     /// K and V at `slots`, each (num_kv_heads, slots, head_dim).
-    pub fn gather(&self, slots: &Tensor) -> candle_core::Result<(Tensor, Tensor)> {
-        Ok((
-            self.k.index_select(slots, 1)?,
-            self.v.index_select(slots, 1)?,
-        ))
+    pub fn gather(&self, slots: &Tensor, dtype: DType) -> candle_core::Result<(Tensor, Tensor)> {
+        let gather = |pool: &Tensor| pool.index_select(slots, 1)?.to_dtype(dtype);
+        Ok((gather(&self.k)?, gather(&self.v)?))
     }
 }
 

@@ -12,6 +12,10 @@ mod step;
 
 pub use memory::free_bytes;
 
+use anyhow::{Context, ensure};
+
+use crate::kernels::KvType;
+
 /// One step's work for a [`Runner`]: several sequences, each with one or more consecutive tokens,
 /// packed without padding. Sequence `i` owns the packed rows `q_start[i]..q_start[i + 1]`.
 ///
@@ -67,6 +71,31 @@ pub struct BlockCopy {
     pub from_block: u32,
     pub to_block: u32,
     pub num_tokens: u32,
+}
+
+/// What a runner keeps K and V in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLayout {
+    pub kv_type: KvType,
+    pub num_blocks: usize,
+    /// In tokens.
+    pub block_size: usize,
+}
+
+impl KvLayout {
+    /// Token positions that there is room for.
+    ///
+    /// # Errors
+    /// There are none, or too many.
+    fn num_slots(&self) -> anyhow::Result<usize> {
+        let num_slots = self.num_blocks.checked_mul(self.block_size);
+        let num_slots = num_slots.context("the KV cache is too large")?;
+        ensure!(
+            num_slots > 0 && u32::try_from(num_slots).is_ok(),
+            "KV_CACHE_SIZE makes room for {num_slots} tokens, more than can be numbered; lower it"
+        );
+        Ok(num_slots)
+    }
 }
 
 /// Logits in the order of `RaggedBatch::logit_rows`.

@@ -22,6 +22,14 @@ pub(super) const CONTEXT_TILE: usize = 512;
 /// matrices, which sum in another order.
 pub(super) const MIN_QUERY_ROWS: usize = 9;
 
+/// Types of a runner's numbers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dtypes {
+    pub compute: DType,
+    /// Of K and V where they are kept.
+    pub kv: DType,
+}
+
 /// A batch with its rows in the order of the groups.
 pub(super) struct Step {
     pub token_ids: Vec<u32>,
@@ -63,7 +71,7 @@ impl Step {
         batch: &RaggedBatch,
         spec: &ModelSpec,
         block_size: usize,
-        dtype: DType,
+        dtypes: Dtypes,
         device: &Device,
     ) -> Result<Self> {
         let mut sequences: Vec<Sequence> = (0..batch.num_sequences())
@@ -75,7 +83,7 @@ impl Step {
             .flat_map(|sequence| rows(batch, sequence.index))
             .collect();
         #[cfg(feature = "flash-attn")]
-        let paged = flash::is_possible(spec, block_size, dtype, device)
+        let paged = flash::is_possible(spec, block_size, dtypes.kv, device)
             .then(|| {
                 let order: Vec<usize> = sequences.iter().map(|sequence| sequence.index).collect();
                 PagedStep::new(batch, &order, block_size, device)
@@ -91,7 +99,7 @@ impl Step {
         for members in sequences.chunk_by(|a, b| a.group_key() == b.group_key()) {
             let group = Group::new(members, first_row, batch, spec, block_size)?;
             first_row += group.num_sequences * group.num_queries;
-            groups.push(group.to(dtype, device)?);
+            groups.push(group.to(dtypes.compute, device)?);
         }
         let reordered = |values: &[u32]| order.iter().map(|&row| values[row]).collect::<Vec<_>>();
         let mut new_row = vec![0; order.len()];

@@ -51,7 +51,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::SpeculationConfig;
+    use crate::config::{KvType, SpeculationConfig};
 
     const WINDOW: usize = 2048;
 
@@ -70,6 +70,7 @@ mod tests {
             stall_timeout: Duration::ZERO,
             max_model_len,
             kv_cache_size,
+            kv_cache_type: KvType::F16,
             speculation: SpeculationConfig::OFF,
         };
         plan(&config, 100, WINDOW, Some(1_000_000))

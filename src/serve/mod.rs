@@ -20,9 +20,9 @@ use crate::config::{DeviceChoice, IsaChoice, ModelConfig, ServeConfig};
 use crate::kernels::Isa;
 use crate::kv_cache::BLOCK_SIZE;
 use crate::model::{self, LoadedModel, ModelFiles, Quantization, ResolvedModel, TokenizerFiles};
-use crate::runner::Runner;
 use crate::runner::candle::{self, CandleRunner};
 use crate::runner::cpu::{self, CpuRunner};
+use crate::runner::{KvLayout, Runner};
 use crate::server::{self, ApiKeys, Handover, ModelInfo, Served};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{engine, runner};
@@ -109,9 +109,10 @@ fn load(
     let tokenizer = Arc::new(tokenizer(loaded.tokenizer)?);
     let chat_template = chat_template(loaded.chat_template, &path, &tokenizer)?;
 
+    let kv_type = config.engine.kv_cache_type;
     let bytes_per_token = match device.is_cpu() {
-        true => cpu::kv_bytes_per_token(&loaded.spec),
-        false => candle::kv_bytes_per_token(&loaded.spec, &device),
+        true => cpu::kv_bytes_per_token(&loaded.spec, kv_type),
+        false => candle::kv_bytes_per_token(&loaded.spec, kv_type)?,
     };
     let (kv, max_model_len) = kv_size::plan(
         &config.engine,
@@ -127,15 +128,19 @@ fn load(
         );
     }
     let (spec, weights) = (&loaded.spec, &loaded.weights);
-    let (num_blocks, block_size) = (kv.num_blocks, BLOCK_SIZE);
+    let layout = KvLayout {
+        kv_type,
+        num_blocks: kv.num_blocks,
+        block_size: BLOCK_SIZE,
+    };
     let (runner, weight_bytes): (Box<dyn Runner>, u64) = match device.is_cpu() {
         true => {
-            let runner = CpuRunner::new(spec, weights, isa_and_threads, num_blocks, block_size)?;
+            let runner = CpuRunner::new(spec, weights, isa_and_threads, layout)?;
             let weight_bytes = runner.weight_bytes() as u64;
             (Box::new(runner), weight_bytes)
         }
         false => {
-            let runner = CandleRunner::new(spec, weights, &device, num_blocks, block_size)?;
+            let runner = CandleRunner::new(spec, weights, &device, layout)?;
             let weight_bytes = runner.weight_bytes();
             (Box::new(runner), weight_bytes)
         }
@@ -155,6 +160,7 @@ fn load(
         sha256,
         ?load_time,
         kv_blocks = kv.num_blocks,
+        kv_type = %kv_type,
         max_model_len,
         "loaded"
     );

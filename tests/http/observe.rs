@@ -75,6 +75,7 @@ fn metrics_count_what_was_done_under_vllms_names() {
         ("vllm:kv_cache_usage_perc", "", 0.0),
         ("vllm:cache_config_info", "num_gpu_blocks=\"512\"", 1.0),
         ("vllm:cache_config_info", "block_size=\"32\"", 1.0),
+        ("vllm:cache_config_info", "cache_dtype=\"f16\"", 1.0),
         ("vllm:prompt_tokens_total", "", 17.0),
         ("vllm:prompt_tokens_cached_total", "", 7.0),
         ("vllm:generation_tokens_total", "", 9.0),

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use candlepower::config::{EngineConfig, HttpConfig, MemorySize, ObserveConfig, SpeculationConfig};
+use candlepower::config::{
+    EngineConfig, HttpConfig, KvType, MemorySize, ObserveConfig, SpeculationConfig,
+};
 use candlepower::engine::{self, KvCapacity};
 use candlepower::runner::Runner;
 use candlepower::server::{self, ApiKeys, Handover, ModelInfo, Served};
@@ -38,6 +40,7 @@ pub fn config() -> EngineConfig {
         stall_timeout: Duration::from_secs(600),
         max_model_len: None,
         kv_cache_size: MemorySize::Bytes(1),
+        kv_cache_type: KvType::F16,
         speculation: SpeculationConfig::OFF,
     }
 }

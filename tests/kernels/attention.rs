@@ -1,7 +1,7 @@
 //! Paged attention against the plain definition, over scattered blocks.
 
 use candlepower::kernels::{
-    AttentionBatch, AttentionPlan, AttentionShape, Compute, Isa, KvShape, KvStorage, attend,
+    AttentionBatch, AttentionPlan, AttentionShape, Compute, Isa, KvShape, KvStorage, KvType, attend,
 };
 
 use crate::{assert_close, compute, isas, noise};
@@ -11,6 +11,7 @@ const BLOCK_SIZE: usize = 32;
 /// Sequences with a history in the storage and some query tokens each.
 struct Case {
     shape: AttentionShape,
+    kv_type: KvType,
     /// Tokens of each sequence, and how many of the last are queries.
     sequences: Vec<(usize, usize)>,
     /// Q, K and V of every token of every sequence. (all tokens, width)
@@ -18,11 +19,12 @@ struct Case {
 }
 
 impl Case {
-    fn new(shape: AttentionShape, sequences: &[(usize, usize)]) -> Self {
+    fn new(shape: AttentionShape, kv_type: KvType, sequences: &[(usize, usize)]) -> Self {
         let width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
         let rows = sequences.iter().enumerate();
         Self {
             shape,
+            kv_type,
             rows: rows
                 .map(|(i, (len, _))| noise(len * width, i as u64 + 1))
                 .collect(),
@@ -54,6 +56,7 @@ impl Case {
             .max()
             .unwrap_or(0);
         let mut kv = KvStorage::new(KvShape {
+            kv_type: self.kv_type,
             num_kv_heads: shape.num_kv_heads,
             head_dim: shape.head_dim,
             num_slots: most * self.sequences.len() * BLOCK_SIZE,
@@ -88,41 +91,62 @@ impl Case {
         out
     }
 
-    /// By the definition, in f64, from K and V rounded to f16.
-    fn expected(&self) -> Vec<(f64, f64)> {
+    /// By the definition, in f64, from K and V as `stored` makes them of a head's numbers.
+    fn expected(&self, stored: impl Fn(&[f32]) -> Vec<f64>) -> Vec<(f64, f64)> {
         let shape = &self.shape;
         let (dim, width) = (shape.head_dim, self.width());
         let mut expected = Vec::new();
         for (rows, &(len, queries)) in self.rows.iter().zip(&self.sequences) {
             let head = |token: usize, head: usize| &rows[token * width + head * dim..][..dim];
-            let half = |x: f32| f64::from(half::f16::from_f32(x).to_f32());
+            let of_all_tokens = |first: usize, kv_head: usize| -> Vec<Vec<f64>> {
+                let head = |token| stored(head(token, first + kv_head));
+                (0..len).map(head).collect()
+            };
+            let kv_heads = 0..shape.num_kv_heads;
+            let keys = kv_heads
+                .clone()
+                .map(|it| of_all_tokens(shape.num_heads, it));
+            let keys: Vec<_> = keys.collect();
+            let first_value = shape.num_heads + shape.num_kv_heads;
+            let values: Vec<_> = kv_heads.map(|it| of_all_tokens(first_value, it)).collect();
             for query in len - queries..len {
                 let first = (query + 1).saturating_sub(shape.sliding_window.unwrap_or(usize::MAX));
                 for h in 0..shape.num_heads {
                     let kv_head = h / (shape.num_heads / shape.num_kv_heads);
                     let score = |position: usize| {
-                        let k = head(position, shape.num_heads + kv_head);
-                        let products = head(query, h)
-                            .iter()
-                            .zip(k)
-                            .map(|(q, k)| f64::from(*q) * half(*k));
-                        (products.sum::<f64>() / (dim as f64).sqrt()).exp()
+                        let pairs = head(query, h).iter().zip(&keys[kv_head][position]);
+                        let product: f64 = pairs.map(|(q, k)| f64::from(*q) * k).sum();
+                        (product / (dim as f64).sqrt()).exp()
                     };
                     let weights: Vec<f64> = (first..=query).map(score).collect();
                     let total: f64 = weights.iter().sum();
-                    for d in 0..dim {
-                        let v_head = shape.num_heads + shape.num_kv_heads + kv_head;
-                        let terms = weights
-                            .iter()
-                            .enumerate()
-                            .map(|(i, weight)| weight / total * half(head(first + i, v_head)[d]));
-                        let value: f64 = terms.sum();
-                        expected.push((value, value.abs() + 0.1));
-                    }
+                    let value = |d: usize| -> f64 {
+                        let terms = weights.iter().zip(&values[kv_head][first..]);
+                        terms.map(|(weight, v)| weight / total * v[d]).sum()
+                    };
+                    let of_size = |value: f64| (value, value.abs() + 0.1);
+                    expected.extend((0..dim).map(value).map(of_size));
                 }
             }
         }
         expected
+    }
+}
+
+/// What a head's numbers are after they were stored.
+fn stored(kv_type: KvType, head: &[f32]) -> Vec<f64> {
+    let half = |x: f32| half::f16::from_f32(x).to_f32();
+    let code = |scale: f32, x: f32| f64::from((x * (1.0 / scale)).round_ties_even() * scale);
+    match kv_type {
+        KvType::F32 => head.iter().map(|x| f64::from(*x)).collect(),
+        KvType::F16 => head.iter().map(|x| f64::from(half(*x))).collect(),
+        KvType::Q8_0 => head
+            .chunks(32)
+            .flat_map(|group| {
+                let largest = group.iter().fold(0f32, |max, x| max.max(x.abs()));
+                group.iter().map(move |x| code(half(largest / 127.0), *x))
+            })
+            .collect(),
     }
 }
 
@@ -137,43 +161,63 @@ fn shape(heads: usize, kv_heads: usize, dim: usize, window: Option<usize>) -> At
 }
 
 #[test]
-fn attention_is_right_for_all_shapes() {
-    for isa in isas() {
-        let compute = compute(isa, 2);
-        for (heads, kv_heads, dim) in [(1, 1, 8), (9, 3, 64), (14, 2, 64), (4, 4, 20), (8, 1, 128)]
-        {
-            for window in [None, Some(1), Some(7), Some(16), Some(50)] {
+fn attention_is_right_for_all_shapes_and_types() {
+    for (heads, kv_heads, dim) in [(1, 1, 8), (9, 3, 64), (14, 2, 64), (4, 4, 20), (8, 1, 128)] {
+        for window in [None, Some(1), Some(7), Some(16), Some(50)] {
+            for kv_type in KvType::ALL {
                 let sequences = [(1, 1), (33, 1), (100, 100), (75, 5), (64, 33)];
-                let case = Case::new(shape(heads, kv_heads, dim, window), &sequences);
-                let what =
-                    format!("{isa}, {heads} heads over {kv_heads} of {dim}, window {window:?}");
-                assert_close(&what, &case.run(&compute), &case.expected(), 2e-6);
+                let case = Case::new(shape(heads, kv_heads, dim, window), kv_type, &sequences);
+                let expected = case.expected(|head| stored(kv_type, head));
+                for isa in isas() {
+                    let what = format!(
+                        "{isa}, {kv_type}, {heads} heads over {kv_heads} of {dim}, window {window:?}"
+                    );
+                    assert_close(&what, &case.run(&compute(isa, 2)), &expected, 2e-6);
+                }
             }
         }
     }
 }
 
 #[test]
+fn what_a_type_costs_against_exact_keys_and_values_is_bounded() {
+    // Measured 6.2e-7, 1.8e-3 and 3.2e-2: of a sum of V, which is up to 1, where it nearly cancels.
+    for (kv_type, bound) in [
+        (KvType::F32, 2e-6),
+        (KvType::F16, 4e-3),
+        (KvType::Q8_0, 6e-2),
+    ] {
+        let case = Case::new(shape(6, 2, 64, None), kv_type, &[(300, 40), (50, 50)]);
+        let exact = case.expected(|head| head.iter().map(|x| f64::from(*x)).collect());
+        for isa in isas() {
+            let out = case.run(&compute(isa, 2));
+            let error =
+                |(x, (exact, size)): (&f32, &(f64, f64))| (f64::from(*x) - exact).abs() / size;
+            let worst = out.iter().zip(&exact).map(error).fold(0.0, f64::max);
+            println!("{isa}, {kv_type}: {worst:e}");
+            assert_close(&format!("{isa}, {kv_type}"), &out, &exact, bound);
+        }
+    }
+}
+
+#[test]
 fn a_query_has_the_same_bits_in_any_chunk_batch_and_on_any_threads() {
-    for isa in isas() {
+    for (isa, kv_type) in isas().flat_map(|isa| KvType::ALL.map(|kv_type| (isa, kv_type))) {
         for window in [None, Some(21)] {
             let shape = shape(6, 2, 32, window);
             let len = 90;
-            let whole = Case::new(shape, &[(len, len)]).run(&compute(isa, 1));
+            let whole = Case::new(shape, kv_type, &[(len, len)]).run(&compute(isa, 1));
             let row = 6 * 32;
             for (queries, threads) in [(1, 1), (2, 3), (5, 2), (17, 1), (64, 4)] {
-                let mut case = Case::new(shape, &[(len, queries), (40, 1), (70, 30)]);
+                let what = format!("{isa}, {kv_type}, {queries} queries");
+                let mut case = Case::new(shape, kv_type, &[(len, queries), (40, 1), (70, 30)]);
                 let out = case.run(&compute(isa, threads));
                 let last = &whole[(len - queries) * row..];
-                assert_eq!(&out[..queries * row], last, "{isa}, {queries} queries");
+                assert_eq!(&out[..queries * row], last, "{what}");
                 // The same positions, in other blocks.
                 case.sequences.truncate(1);
                 case.rows.truncate(1);
-                assert_eq!(
-                    case.run(&compute(isa, threads)),
-                    last,
-                    "{isa}, {queries} alone"
-                );
+                assert_eq!(case.run(&compute(isa, threads)), last, "{what} alone");
             }
         }
     }
@@ -181,14 +225,12 @@ fn a_query_has_the_same_bits_in_any_chunk_batch_and_on_any_threads() {
 
 #[test]
 fn extreme_scores_do_not_overflow() {
-    for isa in isas() {
-        let mut case = Case::new(shape(2, 1, 16, None), &[(40, 40)]);
+    for (isa, kv_type) in isas().flat_map(|isa| KvType::ALL.map(|kv_type| (isa, kv_type))) {
+        let mut case = Case::new(shape(2, 1, 16, None), kv_type, &[(40, 40)]);
         case.rows[0].iter_mut().for_each(|x| *x *= 200.0);
         let out = case.run(&compute(isa, 1));
-        assert!(
-            out.iter().all(|x| x.is_finite() && x.abs() <= 200.0),
-            "{isa}"
-        );
+        let is_possible = |x: &f32| x.is_finite() && x.abs() <= 200.1;
+        assert!(out.iter().all(is_possible), "{isa}, {kv_type}");
     }
 }
 
@@ -199,9 +241,14 @@ fn a_copied_run_of_slots_reads_like_the_first_and_leaves_the_rest() {
     let width = 3 * 24;
     let rows = noise(64 * width, 3);
     let slots: Vec<u32> = (0..64).collect();
-    for copied in [1, 15, 16, 17, 31, 32] {
+    let copies = [1, 15, 16, 17, 31, 32];
+    for (kv_type, copied) in KvType::ALL
+        .into_iter()
+        .flat_map(|it| copies.map(|copied| (it, copied)))
+    {
         let storage = || {
             let mut kv = KvStorage::new(KvShape {
+                kv_type,
                 num_kv_heads: 1,
                 head_dim: 24,
                 num_slots: 128,
@@ -237,12 +284,12 @@ fn a_copied_run_of_slots_reads_like_the_first_and_leaves_the_rest() {
         assert_eq!(
             attend_block(&kv, 2),
             attend_block(&storage(), 1),
-            "{copied} copied"
+            "{kv_type}, {copied} copied"
         );
         assert_eq!(
             attend_block(&kv, 1),
             attend_block(&storage(), 1),
-            "{copied} copied"
+            "{kv_type}, {copied} copied"
         );
     }
 }

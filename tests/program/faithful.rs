@@ -15,6 +15,9 @@ use crate::server::{RealServer, model_file};
 const MAX_RELATIVE_DIFFERENCE: f64 = 0.005;
 /// Positions at which the most likely token must be the reference's.
 const MIN_AGREEMENT: f64 = 0.97;
+/// The same of other types of K and V, beside f16.
+const MAX_KV_RELATIVE_DIFFERENCE: f64 = 0.002;
+const MIN_KV_AGREEMENT: f64 = 0.96;
 /// Where the reference is less sure than this between two tokens, either may come.
 const UNSURE_MARGIN_NATS: f64 = 0.15;
 
@@ -253,4 +256,70 @@ fn smollm2_gives_the_references_numbers() {
 #[test]
 fn qwen_gives_the_references_numbers() {
     gives_the_references_numbers("qwen2.5-coder-0.5b");
+}
+
+#[test]
+fn types_of_keys_and_values_give_nearly_the_same_numbers() {
+    let golden = Golden::read("smollm2-135m");
+    let path = model_file(&golden.model, &golden.file);
+    let path = path.to_str().expect("a path in UTF-8");
+    // 30 layers with 3 heads of 64 elements; codes of 8 bits have two scales of 16 a head.
+    let heads = 30 * 3 * 2;
+    let types = [
+        ("f16", heads * 128),
+        ("f32", heads * 256),
+        ("q8_0", heads * 68),
+    ];
+    let scores = types.map(|(kv_type, bytes_per_token)| {
+        let server = RealServer::start(&[("MODEL", path), ("KV_CACHE_TYPE", kv_type)]);
+        let (_, stats) = server.call("/stats", &Value::Null);
+        let cache = &stats["kv_cache"];
+        assert_eq!(cache["cache_type"], kv_type);
+        assert_eq!(cache["bytes_per_token"], bytes_per_token);
+        assert_eq!(cache["total_blocks"], (2u64 << 30) / (32 * bytes_per_token));
+        let score = |document: &Document| {
+            let settings = json!({"max_tokens": 0, "echo": true});
+            complete(&server, &document.ids, settings)
+        };
+        let scored: Vec<Logprobs> = golden.documents.iter().map(score).collect();
+        (kv_type, scored)
+    });
+    println!(
+        "| K and V | text | NLL, nats | against f16 | most likely token as with f16 \
+         | as in transformers |\n\
+         |---|---|---:|---:|---:|---:|"
+    );
+    let (_, of_f16) = &scores[0];
+    let mut failures = Vec::new();
+    for (kv_type, scored) in &scores {
+        for kind in ["prose", "code"] {
+            let (mut nll, mut f16_nll) = (0.0, 0.0);
+            let (mut num_tokens, mut num_agreements) = (0, 0);
+            let mut reference = Score::default();
+            let documents = golden.documents.iter().zip(scored.iter().zip(of_f16));
+            for (document, (scored, of_f16)) in documents.filter(|(it, _)| it.kind == kind) {
+                reference.add(&golden, document, scored);
+                nll -= scored.token_logprobs.iter().flatten().sum::<f64>();
+                f16_nll -= of_f16.token_logprobs.iter().flatten().sum::<f64>();
+                let positions = 1..scored.tokens.len();
+                num_tokens += positions.len();
+                num_agreements += positions
+                    .filter(|&i| scored.top(i) == of_f16.top(i))
+                    .count();
+            }
+            let difference = nll / f16_nll - 1.0;
+            let agreement = num_agreements as f64 / num_tokens as f64;
+            println!(
+                "| {kv_type} | {kind} | {:.5} | {:+.4} % | {:.2} % | {:.2} % |",
+                nll / num_tokens as f64,
+                100.0 * difference,
+                100.0 * agreement,
+                100.0 * reference.agreement()
+            );
+            if difference.abs() > MAX_KV_RELATIVE_DIFFERENCE || agreement < MIN_KV_AGREEMENT {
+                failures.push(format!("{kv_type}, {kind}"));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:?}");
 }

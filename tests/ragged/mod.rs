@@ -4,11 +4,11 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use candle_core::Device;
-use candlepower::kernels::{Isa, TILE_TOKENS};
+use candlepower::kernels::{Isa, KvType, TILE_TOKENS};
 use candlepower::model::{LoadedModel, ModelFiles, load};
 use candlepower::runner::candle::CandleRunner;
 use candlepower::runner::cpu::CpuRunner;
-use candlepower::runner::{BlockCopy, RaggedBatch, Runner};
+use candlepower::runner::{BlockCopy, KvLayout, RaggedBatch, Runner};
 use serde::Deserialize;
 
 /// Small, so that every prompt spans several blocks.
@@ -71,18 +71,29 @@ pub fn load_folder(name: &str) -> LoadedModel {
     load(&ModelFiles::Folder(format!("{root}/{name}").into())).expect("a committed model")
 }
 
+/// Storage of `NUM_BLOCKS` blocks.
+pub fn layout(kv_type: KvType, block_size: usize) -> KvLayout {
+    KvLayout {
+        kv_type,
+        num_blocks: NUM_BLOCKS,
+        block_size,
+    }
+}
+
 impl Driver {
     /// Drives the reference runner.
     pub fn new(model: &LoadedModel) -> Self {
         let (spec, weights) = (&model.spec, &model.weights);
-        let runner = CandleRunner::new(spec, weights, &Device::Cpu, NUM_BLOCKS, BLOCK_SIZE);
+        let layout = layout(KvType::F32, BLOCK_SIZE);
+        let runner = CandleRunner::new(spec, weights, &Device::Cpu, layout);
         Self::drive(Box::new(runner.expect("a runner")), BLOCK_SIZE)
     }
 
     /// Drives the fast runner.
-    pub fn fast(model: &LoadedModel, isa: Isa, threads: usize) -> Self {
+    pub fn fast(model: &LoadedModel, isa_and_threads: (Isa, usize), kv_type: KvType) -> Self {
         let (spec, weights) = (&model.spec, &model.weights);
-        let runner = CpuRunner::new(spec, weights, (isa, threads), NUM_BLOCKS, TILE_TOKENS);
+        let layout = layout(kv_type, TILE_TOKENS);
+        let runner = CpuRunner::new(spec, weights, isa_and_threads, layout);
         Self::drive(Box::new(runner.expect("a runner")), TILE_TOKENS)
     }
 

@@ -3,24 +3,80 @@
 use std::arch::x86_64::*;
 
 use super::Scores;
-use crate::kernels::kv_storage::{COLUMN, TILE_TOKENS};
+use crate::kernels::kv_storage::{COLUMN, Element, SCALE_GROUP, TILE_TOKENS, Tiles};
 
 type Pair = [__m256; 2];
 
+/// Elements that AVX2 turns into f32.
+pub(super) trait Load: Element {
+    /// # Safety
+    /// The machine must have AVX2, FMA and F16C.
+    unsafe fn load(elements: &[Self; 16]) -> Pair;
+}
+
+impl Load for f32 {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load(elements: &[f32; 16]) -> Pair {
+        let start = elements.as_ptr();
+        // SAFETY: 16 f32 are there; the loads may be unaligned.
+        unsafe { [_mm256_loadu_ps(start), _mm256_loadu_ps(start.add(8))] }
+    }
+}
+
+impl Load for u16 {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load(elements: &[u16; 16]) -> Pair {
+        let start = elements.as_ptr();
+        // SAFETY: 16 halves are there; the loads may be unaligned.
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(start.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(start.add(8).cast())),
+            ]
+        }
+    }
+}
+
+impl Load for i8 {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load(elements: &[i8; 16]) -> Pair {
+        // SAFETY: 16 bytes are there; the load may be unaligned.
+        let codes = unsafe { _mm_loadu_si128(elements.as_ptr().cast()) };
+        [codes, _mm_srli_si128::<8>(codes)]
+            .map(|codes| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)))
+    }
+}
+
 /// Products of each of `R` queries with each position of the tiles.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn scores<const R: usize>(
-    keys: &[u16],
+pub(super) fn scores<E: Load, const R: usize>(
+    keys: &Tiles<E>,
     tiles: &[u32],
     queries: &[[f32; R]], // (head_dim)
     scores: &mut [Scores<R>],
 ) {
-    let tile_len = queries.len() * TILE_TOKENS;
     for (&tile, scores) in tiles.iter().zip(scores) {
-        let keys = &keys[tile as usize * tile_len..][..tile_len];
+        let rows = keys.tile(tile);
         let mut sums = [[_mm256_setzero_ps(); 2]; R];
-        for (queries, keys) in queries.iter().zip(keys.as_chunks().0) {
-            add_products(&mut sums, load(keys), |r| queries[r]);
+        if E::IS_SCALED {
+            let groups = queries.chunks(SCALE_GROUP).zip(rows.chunks(SCALE_GROUP));
+            for ((queries, rows), scales) in groups.zip(keys.scales(tile)) {
+                let mut products = [[_mm256_setzero_ps(); 2]; R];
+                multiply_rows(rows, queries, &mut products);
+                // SAFETY: this function's features.
+                let scales = unsafe { u16::load(scales) };
+                for r in 0..R {
+                    for half in 0..2 {
+                        let sum = &mut sums[r][half];
+                        *sum = _mm256_fmadd_ps(products[r][half], scales[half], *sum);
+                    }
+                }
+            }
+        } else {
+            multiply_rows(rows, queries, &mut sums);
         }
         for (scores, sums) in scores.iter_mut().zip(sums) {
             store(scores, sums);
@@ -28,26 +84,59 @@ pub(super) fn scores<const R: usize>(
     }
 }
 
+/// Adds the products of queries with the elements in rows of a tile.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn multiply_rows<E: Load, const R: usize>(
+    rows: &[[E; TILE_TOKENS]],
+    queries: &[[f32; R]],
+    sums: &mut [Pair; R],
+) {
+    for (queries, keys) in queries.iter().zip(rows) {
+        // SAFETY: this function's features.
+        let keys = unsafe { E::load(keys) };
+        add_products(sums, keys, |r| queries[r]);
+    }
+}
+
 /// Sums of V over the first `len` positions, with the weights of each of `R` rows.
 /// (R, padded head_dim)
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn sum_values<const R: usize>(
-    values: &[u16],
+pub(super) fn sum_values<E: Load, const R: usize>(
+    values: &Tiles<E>,
     tiles: &[u32],
     weights: &[Scores<R>],
     len: usize,
     sums: &mut [f32],
 ) {
-    const COLUMN_LEN: usize = COLUMN * TILE_TOKENS;
     let padded_dim = sums.len() / R;
     for column in 0..padded_dim / COLUMN {
         let mut column_sums = [[_mm256_setzero_ps(); 2]; R];
         for (index, (&tile, weights)) in tiles.iter().zip(weights).enumerate() {
-            let offset = tile as usize * padded_dim * TILE_TOKENS + column * COLUMN_LEN;
-            let values = values[offset..][..COLUMN_LEN].as_chunks::<COLUMN>().0;
+            let values_of_slots = &values.tile(tile)[column * TILE_TOKENS..];
             let slots = TILE_TOKENS.min(len - index * TILE_TOKENS);
-            for (slot, values) in values.iter().enumerate().take(slots) {
-                add_products(&mut column_sums, load(values), |r| weights[r][slot]);
+            let mut scaled;
+            let mut weights = weights;
+            if E::IS_SCALED {
+                scaled = *weights;
+                let scales = &values.scales(tile)[column * COLUMN / SCALE_GROUP];
+                // SAFETY: this function's features.
+                let scales = unsafe { u16::load(scales) };
+                for weights in &mut scaled {
+                    // SAFETY: as above.
+                    let [low, high] = unsafe { f32::load(weights) };
+                    let scaled = [
+                        _mm256_mul_ps(low, scales[0]),
+                        _mm256_mul_ps(high, scales[1]),
+                    ];
+                    store(weights, scaled);
+                }
+                weights = &scaled;
+            }
+            for (slot, values) in values_of_slots.iter().enumerate().take(slots) {
+                // SAFETY: as above.
+                let values = unsafe { E::load(values) };
+                add_products(&mut column_sums, values, |r| weights[r][slot]);
             }
         }
         for (row, column_sums) in column_sums.into_iter().enumerate() {
@@ -66,18 +155,6 @@ fn add_products<const R: usize>(sums: &mut [Pair; R], values: Pair, factor: impl
         for (sum, values) in sums.iter_mut().zip(values) {
             *sum = _mm256_fmadd_ps(values, factor, *sum);
         }
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn load(halves: &[u16; 16]) -> Pair {
-    // SAFETY: 16 halves are there; the loads may be unaligned.
-    unsafe {
-        [
-            _mm256_cvtph_ps(_mm_loadu_si128(halves.as_ptr().cast())),
-            _mm256_cvtph_ps(_mm_loadu_si128(halves.as_ptr().add(8).cast())),
-        ]
     }
 }
 

@@ -6,12 +6,47 @@
 use std::arch::x86_64::*;
 
 use super::Scores;
-use crate::kernels::kv_storage::{COLUMN, TILE_TOKENS};
+use crate::kernels::kv_storage::{COLUMN, Element, SCALE_GROUP, TILE_TOKENS, Tiles};
+
+/// Elements that AVX-512 turns into f32.
+pub(super) trait Load: Element {
+    /// # Safety
+    /// The machine must have AVX-512.
+    unsafe fn load(elements: &[Self; 16]) -> __m512;
+}
+
+impl Load for f32 {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn load(elements: &[f32; 16]) -> __m512 {
+        // SAFETY: 16 f32 are there; the load may be unaligned.
+        unsafe { _mm512_loadu_ps(elements.as_ptr()) }
+    }
+}
+
+impl Load for u16 {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn load(elements: &[u16; 16]) -> __m512 {
+        // SAFETY: 16 halves are there; the load may be unaligned.
+        _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(elements.as_ptr().cast()) })
+    }
+}
+
+impl Load for i8 {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn load(elements: &[i8; 16]) -> __m512 {
+        // SAFETY: 16 bytes are there; the load may be unaligned.
+        let codes = unsafe { _mm_loadu_si128(elements.as_ptr().cast()) };
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))
+    }
+}
 
 /// Products of each of `R` queries with each position of the tiles.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn scores<const R: usize>(
-    keys: &[u16],
+pub(super) fn scores<E: Load, const R: usize>(
+    keys: &Tiles<E>,
     tiles: &[u32],
     queries: &[[f32; R]], // (head_dim)
     scores: &mut [Scores<R>],
@@ -32,24 +67,28 @@ pub(super) fn scores<const R: usize>(
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn multiply_tiles<const R: usize, const T: usize>(
-    keys: &[u16],
+fn multiply_tiles<E: Load, const R: usize, const T: usize>(
+    keys: &Tiles<E>,
     tiles: &[u32; T],
     queries: &[[f32; R]],
     scores: &mut [Scores<R>; T],
 ) {
-    let tile_len = queries.len() * TILE_TOKENS;
-    let tiles = tiles.map(|tile| &keys[tile as usize * tile_len..][..tile_len]);
-    let tiles: [&[[u16; TILE_TOKENS]]; T] = tiles.map(|keys| &keys.as_chunks().0[..queries.len()]);
+    let rows = tiles.map(|tile| &keys.tile(tile)[..queries.len()]);
     let mut sums = [[_mm512_setzero_ps(); T]; R];
-    for (d, queries) in queries.iter().enumerate() {
-        let keys: [__m512; T] = std::array::from_fn(|t| load(&tiles[t][d]));
-        for r in 0..R {
-            let query = _mm512_set1_ps(queries[r]);
-            for t in 0..T {
-                sums[r][t] = _mm512_fmadd_ps(keys[t], query, sums[r][t]);
+    if E::IS_SCALED {
+        for (group, queries) in queries.chunks(SCALE_GROUP).enumerate() {
+            let rows = rows.map(|rows| &rows[group * SCALE_GROUP..][..queries.len()]);
+            let products = multiply_rows(rows, queries, [[_mm512_setzero_ps(); T]; R]);
+            // SAFETY: this function's features.
+            let scales = tiles.map(|tile| unsafe { u16::load(&keys.scales(tile)[group]) });
+            for r in 0..R {
+                for t in 0..T {
+                    sums[r][t] = _mm512_fmadd_ps(products[r][t], scales[t], sums[r][t]);
+                }
             }
         }
+    } else {
+        sums = multiply_rows(rows, queries, sums);
     }
     for r in 0..R {
         for t in 0..T {
@@ -58,11 +97,32 @@ fn multiply_tiles<const R: usize, const T: usize>(
     }
 }
 
+/// Adds the products of queries with the elements in rows of `T` tiles.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn multiply_rows<E: Load, const R: usize, const T: usize>(
+    rows: [&[[E; TILE_TOKENS]]; T],
+    queries: &[[f32; R]],
+    mut sums: [[__m512; T]; R],
+) -> [[__m512; T]; R] {
+    for (d, queries) in queries.iter().enumerate() {
+        // SAFETY: this function's features.
+        let keys: [__m512; T] = std::array::from_fn(|t| unsafe { E::load(&rows[t][d]) });
+        for r in 0..R {
+            let query = _mm512_set1_ps(queries[r]);
+            for t in 0..T {
+                sums[r][t] = _mm512_fmadd_ps(keys[t], query, sums[r][t]);
+            }
+        }
+    }
+    sums
+}
+
 /// Sums of V over the first `len` positions, with the weights of each of `R` rows.
 /// (R, padded head_dim)
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn sum_values<const R: usize>(
-    values: &[u16],
+pub(super) fn sum_values<E: Load, const R: usize>(
+    values: &Tiles<E>,
     tiles: &[u32],
     weights: &[Scores<R>],
     len: usize,
@@ -73,9 +133,9 @@ pub(super) fn sum_values<const R: usize>(
     while column < columns {
         let rest = columns - column;
         column += match R {
-            ..=3 if rest >= 4 => sum_columns::<R, 4>(values, tiles, weights, len, column, sums),
-            ..=6 if rest >= 2 => sum_columns::<R, 2>(values, tiles, weights, len, column, sums),
-            _ => sum_columns::<R, 1>(values, tiles, weights, len, column, sums),
+            ..=3 if rest >= 4 => sum_columns::<E, R, 4>(values, tiles, weights, len, column, sums),
+            ..=6 if rest >= 2 => sum_columns::<E, R, 2>(values, tiles, weights, len, column, sums),
+            _ => sum_columns::<E, R, 1>(values, tiles, weights, len, column, sums),
         };
     }
 }
@@ -83,31 +143,47 @@ pub(super) fn sum_values<const R: usize>(
 /// Sums `C` columns from `column` on, and says how many that were.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn sum_columns<const R: usize, const C: usize>(
-    values: &[u16],
+fn sum_columns<E: Load, const R: usize, const C: usize>(
+    values: &Tiles<E>,
     tiles: &[u32],
     weights: &[Scores<R>],
     len: usize,
     column: usize,
     sums: &mut [f32],
 ) -> usize {
-    const COLUMN_LEN: usize = COLUMN * TILE_TOKENS;
     let padded_dim = sums.len() / R;
     let mut column_sums = [[_mm512_setzero_ps(); C]; R];
     for (index, (&tile, weights)) in tiles.iter().zip(weights).enumerate() {
-        let offset = tile as usize * padded_dim * TILE_TOKENS + column * COLUMN_LEN;
-        let values = values[offset..][..C * COLUMN_LEN].as_chunks::<COLUMN>().0;
-        let values: &[[[u16; COLUMN]; TILE_TOKENS]] = values.as_chunks().0;
-        let values: &[[[u16; COLUMN]; TILE_TOKENS]; C] =
-            values.first_chunk().expect("bug: C columns");
-        for slot in 0..TILE_TOKENS.min(len - index * TILE_TOKENS) {
-            let values: [__m512; C] = std::array::from_fn(|c| load(&values[c][slot]));
+        let columns = values.tile(tile).as_chunks::<TILE_TOKENS>().0;
+        let columns = columns[column..].first_chunk().expect("bug: C columns");
+        let slots = TILE_TOKENS.min(len - index * TILE_TOKENS);
+        if E::IS_SCALED {
+            let scales = values.scales(tile);
+            // SAFETY: this function's features.
+            let scales: [__m512; C] = std::array::from_fn(|c| unsafe {
+                u16::load(&scales[(column + c) * COLUMN / SCALE_GROUP])
+            });
+            let mut scaled = [[[0.0; TILE_TOKENS]; C]; R];
             for r in 0..R {
-                let weight = _mm512_set1_ps(weights[r][slot]);
+                // SAFETY: this function's features.
+                let weights = unsafe { f32::load(&weights[r]) };
                 for c in 0..C {
-                    column_sums[r][c] = _mm512_fmadd_ps(values[c], weight, column_sums[r][c]);
+                    store(&mut scaled[r][c], _mm512_mul_ps(weights, scales[c]));
                 }
             }
+            add_slots(
+                columns,
+                slots,
+                |r, c, slot| scaled[r][c][slot],
+                &mut column_sums,
+            );
+        } else {
+            add_slots(
+                columns,
+                slots,
+                |r, _, slot| weights[r][slot],
+                &mut column_sums,
+            );
         }
     }
     for (row, column_sums) in column_sums.iter().enumerate() {
@@ -120,11 +196,26 @@ fn sum_columns<const R: usize, const C: usize>(
     C
 }
 
+/// Adds the products of a tile's first slots, in `C` columns, with the weight of each row and column.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn load(halves: &[u16; 16]) -> __m512 {
-    // SAFETY: 16 halves are there; the load may be unaligned.
-    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(halves.as_ptr().cast()) })
+fn add_slots<E: Load, const R: usize, const C: usize>(
+    columns: &[[[E; COLUMN]; TILE_TOKENS]; C],
+    slots: usize,
+    weight: impl Fn(usize, usize, usize) -> f32,
+    sums: &mut [[__m512; C]; R],
+) {
+    #[expect(clippy::needless_range_loop, reason = "a slot lies in every column")]
+    for slot in 0..slots {
+        // SAFETY: this function's features.
+        let values: [__m512; C] = std::array::from_fn(|c| unsafe { E::load(&columns[c][slot]) });
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for (c, (sum, values)) in sums.iter_mut().zip(values).enumerate() {
+                let weight = _mm512_set1_ps(weight(r, c, slot));
+                *sum = _mm512_fmadd_ps(values, weight, *sum);
+            }
+        }
+    }
 }
 
 #[inline]

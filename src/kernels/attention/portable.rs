@@ -1,51 +1,79 @@
 //! The plain version of attention's products, which is also the reference of the others.
 
 use super::Scores;
-use crate::kernels::kv_storage::{COLUMN, TILE_TOKENS};
+use crate::kernels::kv_storage::{COLUMN, Element, SCALE_GROUP, TILE_TOKENS, Tiles};
 use crate::kernels::math::f16_to_f32;
 
 /// Products of each query with each position of the tiles.
-pub(super) fn scores<const R: usize>(
-    keys: &[u16],
+pub(super) fn scores<E: Element, const R: usize>(
+    keys: &Tiles<E>,
     tiles: &[u32],
     queries: &[[f32; R]], // (head_dim)
     scores: &mut [Scores<R>],
 ) {
-    let tile_len = queries.len() * TILE_TOKENS;
     for (&tile, scores) in tiles.iter().zip(scores) {
-        let keys = &keys[tile as usize * tile_len..][..tile_len];
+        let rows = keys.tile(tile);
         *scores = [[0.0; TILE_TOKENS]; R];
-        for (queries, keys) in queries.iter().zip(keys.as_chunks::<TILE_TOKENS>().0) {
-            let keys = keys.map(f16_to_f32);
-            for (query, scores) in queries.iter().zip(&mut *scores) {
-                for (score, key) in scores.iter_mut().zip(keys) {
-                    *score += query * key;
+        if E::IS_SCALED {
+            let groups = queries.chunks(SCALE_GROUP).zip(rows.chunks(SCALE_GROUP));
+            for ((queries, rows), scales) in groups.zip(keys.scales(tile)) {
+                let mut products = [[0.0; TILE_TOKENS]; R];
+                multiply_rows(rows, queries, &mut products);
+                let scales = scales.map(f16_to_f32);
+                for (scores, products) in scores.iter_mut().zip(products) {
+                    for ((score, product), scale) in scores.iter_mut().zip(products).zip(scales) {
+                        *score += product * scale;
+                    }
                 }
+            }
+        } else {
+            multiply_rows(rows, queries, scores);
+        }
+    }
+}
+
+/// Adds the products of queries with the elements in rows of a tile.
+fn multiply_rows<E: Element, const R: usize>(
+    rows: &[[E; TILE_TOKENS]],
+    queries: &[[f32; R]],
+    scores: &mut Scores<R>,
+) {
+    for (queries, keys) in queries.iter().zip(rows) {
+        let keys = keys.map(E::to_f32);
+        for (query, scores) in queries.iter().zip(&mut *scores) {
+            for (score, key) in scores.iter_mut().zip(keys) {
+                *score += query * key;
             }
         }
     }
 }
 
 /// The sums of V over the first `len` positions, weighted. (R, padded head_dim)
-pub(super) fn sum_values<const R: usize>(
-    values: &[u16],
+pub(super) fn sum_values<E: Element, const R: usize>(
+    values: &Tiles<E>,
     tiles: &[u32],
     weights: &[Scores<R>],
     len: usize,
     sums: &mut [f32],
 ) {
-    const COLUMN_LEN: usize = COLUMN * TILE_TOKENS;
     let padded_dim = sums.len() / R;
     sums.fill(0.0);
     for position in 0..len {
         let (tile, slot) = (position / TILE_TOKENS, position % TILE_TOKENS);
-        let values = &values[tiles[tile] as usize * padded_dim * TILE_TOKENS..];
-        for column in 0..padded_dim / COLUMN {
-            let values = &values[column * COLUMN_LEN + slot * COLUMN..][..COLUMN];
+        let columns = values.tile(tiles[tile]).chunks_exact(TILE_TOKENS);
+        for (column, slots) in columns.enumerate() {
+            let scale = match E::IS_SCALED {
+                true => {
+                    let scales = values.scales(tiles[tile]);
+                    f16_to_f32(scales[column * COLUMN / SCALE_GROUP][slot])
+                }
+                false => 1.0,
+            };
             for (row, weights) in weights[tile].iter().enumerate() {
+                let weight = weights[slot] * scale;
                 let sums = &mut sums[row * padded_dim + column * COLUMN..][..COLUMN];
-                for (sum, value) in sums.iter_mut().zip(values) {
-                    *sum += weights[slot] * f16_to_f32(*value);
+                for (sum, value) in sums.iter_mut().zip(slots[slot]) {
+                    *sum += weight * value.to_f32();
                 }
             }
         }

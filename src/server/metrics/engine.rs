@@ -168,6 +168,7 @@ fn cache_config(stats: &EngineStats) -> MetricFamily {
     // Routers look for the blocks under this name, whatever the device.
     let labels = [
         ("block_size", stats.kv_cache.block_size_tokens.to_string()),
+        ("cache_dtype", stats.kv_cache.cache_type.to_string()),
         ("num_gpu_blocks", stats.kv_cache.total_blocks.to_string()),
     ];
     families::info(CACHE_CONFIG.0, CACHE_CONFIG.1, &labels)
