@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::bench::{self, BenchArgs};
 use crate::config::{LogFormat, ServeConfig};
+use crate::text::template_worker;
 use crate::{model, serve};
 
 /// An LLM inference server with a built-in benchmark harness.
@@ -25,6 +26,9 @@ enum Command {
     Bench(Box<BenchArgs>),
     /// List the models of the catalogue, and which are on this machine
     Models,
+    /// What `serve` starts to render chat templates
+    #[command(name = template_worker::SUBCOMMAND, hide = true)]
+    ChatTemplateWorker,
 }
 
 /// Runs the parsed command to its end.
@@ -36,5 +40,6 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(config) => serve::run(&config),
         Command::Bench(args) => bench::run(*args),
         Command::Models => model::list(&mut std::io::stdout().lock()),
+        Command::ChatTemplateWorker => Ok(template_worker::run()?),
     }
 }

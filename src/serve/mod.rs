@@ -7,7 +7,7 @@ mod socket;
 use std::future::Future;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -23,7 +23,7 @@ use crate::model::{self, LoadedModel, ModelFiles, Quantization, ResolvedModel, T
 use crate::runner::candle::{self, CandleRunner};
 use crate::runner::cpu::{self, CpuRunner};
 use crate::runner::{KvLayout, Runner};
-use crate::server::{self, ApiKeys, Handover, ModelInfo, Served};
+use crate::server::{self, ApiKeys, ChatTemplates, Handover, ModelInfo, RenderError, Served};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{engine, runner};
 
@@ -44,7 +44,7 @@ pub fn run(config: &ServeConfig) -> anyhow::Result<()> {
         .block_on(async {
             // Before the model is loaded, so that a port in use is known at once.
             let socket = ServerSocket::find(&config.server)?;
-            let served = load(config, settings, socket.handover())?;
+            let served = load(config, settings, socket.handover()).await?;
             // Only now: until here there is nothing to finish, and a signal just ends the process.
             let stop = stop_signals()?;
             let listener = socket.open()?;
@@ -84,7 +84,7 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-fn load(
+async fn load(
     config: &ServeConfig,
     settings: serde_json::Value,
     handover: Handover,
@@ -107,7 +107,7 @@ fn load(
         quantize(&mut loaded, kind, &device)?;
     }
     let tokenizer = Arc::new(tokenizer(loaded.tokenizer)?);
-    let chat_template = chat_template(loaded.chat_template, &path, &tokenizer)?;
+    let chat_template = chat_template(loaded.chat_template, &path, &tokenizer).await?;
 
     let kv_type = config.engine.kv_cache_type;
     let bytes_per_token = match device.is_cpu() {
@@ -261,11 +261,11 @@ fn tokenizer(files: TokenizerFiles) -> anyhow::Result<Tokenizer> {
 }
 
 /// A template that does not parse costs the chat endpoint only.
-fn chat_template(
+async fn chat_template(
     of_file: Option<String>,
     path: &Path,
     tokenizer: &Tokenizer,
-) -> anyhow::Result<Option<ChatTemplate>> {
+) -> anyhow::Result<Option<ChatTemplates>> {
     let source = match of_file {
         None if path.is_dir() => ChatTemplate::find_in_folder(path)?,
         source => source,
@@ -274,7 +274,22 @@ fn chat_template(
         tracing::warn!("the model has no chat template: /v1/chat/completions is off");
         return Ok(None);
     };
-    Ok(ChatTemplate::new(&source, tokenizer.special_tokens())
-        .inspect_err(|error| tracing::warn!(%error, "/v1/chat/completions is off"))
-        .ok())
+    let program = this_program()?;
+    match ChatTemplates::start(&program, &source, tokenizer.special_tokens()).await {
+        Ok(templates) => Ok(Some(templates)),
+        Err(RenderError::Template(error)) => {
+            tracing::warn!(%error, "/v1/chat/completions is off");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The program that runs, also when its file has been replaced since.
+fn this_program() -> anyhow::Result<PathBuf> {
+    let link = Path::new("/proc/self/exe");
+    match link.exists() {
+        true => Ok(link.to_owned()),
+        false => std::env::current_exe().context("cannot find this program's file"),
+    }
 }

@@ -35,6 +35,7 @@ mod sender;
 mod state;
 mod stats;
 mod streaming;
+mod templates;
 mod timings;
 
 use std::future::Future;
@@ -53,6 +54,7 @@ use state::AppState;
 pub use door::keys::ApiKeys;
 pub use handover::Handover;
 pub use state::{ModelInfo, Served};
+pub use templates::{ChatTemplates, RenderError};
 
 /// After a drain that was cut short, time for the last answers to go out.
 const CUT_TIME: Duration = Duration::from_secs(2);

@@ -13,9 +13,10 @@ use super::error::ApiError;
 use super::handover::Handover;
 use super::metrics::Metrics;
 use super::prompt::Prompt;
+use super::templates::ChatTemplates;
 use crate::config::{HttpConfig, ObserveConfig};
 use crate::engine::{EngineHandle, Limits, TokenId};
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::text::Tokenizer;
 
 /// Text above this size is tokenized away from the threads that serve sockets: it would take
 /// longer than the few 100 us that others may be kept waiting.
@@ -26,7 +27,7 @@ pub struct Served {
     pub engine: EngineHandle,
     pub tokenizer: Arc<Tokenizer>,
     /// Without one, `/v1/chat/completions` is refused.
-    pub chat_template: Option<ChatTemplate>,
+    pub chat_template: Option<ChatTemplates>,
     /// Tokens that end a generation unless `ignore_eos` is asked for.
     pub eos_token_ids: Vec<TokenId>,
     pub model: ModelInfo,

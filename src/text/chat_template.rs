@@ -1,54 +1,49 @@
 //! Chat messages to the prompt that a model was trained on, by the Jinja template it brings.
 //!
 //! Renders byte for byte as transformers' `apply_chat_template`. The template comes with the model
-//! and is untrusted: its time, steps, nesting and output are limited, and it runs on a thread of its
-//! own whose stack holds the deepest value that its steps can build. One thing stays unlimited, since
-//! minijinja has no hook for it: the memory of a single operation, such as joining two long strings.
+//! and is untrusted: its steps, its calls' nesting and its output are limited here. Its memory, its
+//! time and the depth of its values cannot be, since minijinja has no hook in joining two strings:
+//! a [`worker`] is a process that renders for a server and can be lost.
 
 mod folder;
 mod json;
 mod python;
 #[cfg(test)]
 mod tests;
+pub mod worker;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use jiff::Zoned;
 use jiff::tz::TimeZone;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::TextError;
 use json::to_value;
 
 const MAX_SOURCE_BYTES: usize = 1 << 20;
-const MAX_OUTPUT_BYTES: usize = 64 << 20;
+/// More than any window holds.
+const MAX_OUTPUT_BYTES: usize = 16 << 20;
+/// Of what a template says of its failure.
+const MAX_MESSAGE_BYTES: usize = 1000;
 /// Instructions of one rendering; a long chat with tools takes some tens of thousands.
 const MAX_STEPS: u64 = 500_000;
-/// Time of one rendering: a chat as long as a body may be takes some milliseconds.
-const MAX_TIME: Duration = Duration::from_secs(5);
-/// Values nest by at most one level every few steps, and minijinja drops, compares and prints them
-/// recursively. Only the pages that are touched cost memory.
-const STACK_BYTES: usize = 512 << 20;
 const NAME: &str = "chat_template";
 
-/// A model's chat template, ready to render. Shared by all requests.
+/// A model's chat template, ready to render.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Arc<Environment<'static>>,
+    environment: Environment<'static>,
     special: SpecialTokens,
-    max_time: Duration,
 }
 
 /// The special tokens that templates print, by their content.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpecialTokens {
     pub bos_token: Option<String>,
     pub eos_token: Option<String>,
@@ -89,7 +84,13 @@ impl ChatTemplate {
         variables.insert("tools", tools.map_or(Value::from(()), to_value));
         variables.insert("documents", Value::from(()));
         variables.insert("add_generation_prompt", Value::from(add_generation_prompt));
-        self.render_on_own_stack(Value::from_pairs(variables))
+        render(&self.environment, Value::from_pairs(variables))
+    }
+
+    /// Whether it looks at the tools that a request brings.
+    pub fn knows_tools(&self) -> bool {
+        let template = self.environment.get_template(NAME);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains("tools"))
     }
 
     /// As [`Self::new`], with the time that `strftime_now` tells.
@@ -119,65 +120,29 @@ impl ChatTemplate {
             .add_template_owned(NAME, with_known_tags(source))
             .map_err(syntax_error)?;
         Ok(Self {
-            environment: Arc::new(environment),
+            environment,
             special,
-            max_time: MAX_TIME,
         })
-    }
-
-    /// Gives up a rendering that takes too long. Its thread then ends when it next writes, or has no
-    /// steps left.
-    fn render_on_own_stack(&self, variables: Value) -> Result<String, TextError> {
-        let (sender, rendered) = mpsc::sync_channel(1);
-        let environment = self.environment.clone();
-        let deadline = Instant::now() + self.max_time;
-        thread::Builder::new()
-            .name("chat-template".to_string())
-            .stack_size(STACK_BYTES)
-            .spawn(move || {
-                // Nobody listens any more if it took too long.
-                let _ = sender.send(render(&environment, variables, deadline));
-            })
-            .map_err(|error| TextError::TemplateFailed(format!("no thread for it: {error}")))?;
-        match rendered.recv_timeout(self.max_time) {
-            Ok(rendered) => rendered,
-            Err(RecvTimeoutError::Timeout) => Err(too_slow()),
-            Err(RecvTimeoutError::Disconnected) => Err(TextError::TemplateFailed(
-                "its rendering panicked".to_string(),
-            )),
-        }
     }
 }
 
-fn render(
-    environment: &Environment<'_>,
-    variables: Value,
-    deadline: Instant,
-) -> Result<String, TextError> {
+fn render(environment: &Environment<'_>, variables: Value) -> Result<String, TextError> {
     let template = environment.get_template(NAME).map_err(failure)?;
     let mut output = LimitedOutput {
         bytes: Vec::new(),
-        deadline,
-        stopped_by: None,
+        is_full: false,
     };
     let rendered = template
         .render_captured_to(variables, &mut output)
         .map(drop);
-    match output.stopped_by {
-        Some(Limit::Time) => return Err(too_slow()),
-        Some(Limit::Output) => {
-            return Err(TextError::TemplateFailed(format!(
-                "its output is longer than {MAX_OUTPUT_BYTES} bytes"
-            )));
-        }
-        None => rendered.map_err(failure)?,
+    if output.is_full {
+        return Err(TextError::TemplateFailed(format!(
+            "its output is longer than {MAX_OUTPUT_BYTES} bytes"
+        )));
     }
+    rendered.map_err(failure)?;
     String::from_utf8(output.bytes)
         .map_err(|_| TextError::TemplateFailed("its output is not UTF-8".to_string()))
-}
-
-fn too_slow() -> TextError {
-    TextError::TemplateFailed("it took too long".to_string())
 }
 
 impl SpecialTokens {
@@ -289,35 +254,29 @@ fn failure(error: Error) -> TextError {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(inner) = cause {
         if let Some(Refusal(message)) = inner.downcast_ref() {
-            return TextError::TemplateRefused(message.clone());
+            return TextError::TemplateRefused(cut(message));
         }
         cause = inner.source();
     }
-    TextError::TemplateFailed(error.to_string())
+    TextError::TemplateFailed(cut(&error.to_string()))
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Limit {
-    Time,
-    Output,
+/// Its beginning, for a message may hold a value of any size.
+fn cut(message: &str) -> String {
+    let end = message.floor_char_boundary(MAX_MESSAGE_BYTES);
+    message[..end].to_string()
 }
 
 struct LimitedOutput {
     bytes: Vec<u8>,
-    deadline: Instant,
-    stopped_by: Option<Limit>,
+    is_full: bool,
 }
 
 impl Write for LimitedOutput {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        if self.bytes.len() + piece.len() > MAX_OUTPUT_BYTES {
-            self.stopped_by.get_or_insert(Limit::Output);
-        }
-        if Instant::now() > self.deadline {
-            self.stopped_by.get_or_insert(Limit::Time);
-        }
-        if self.stopped_by.is_some() {
-            return Err(io::Error::other("a limit is reached"));
+        self.is_full |= self.bytes.len() + piece.len() > MAX_OUTPUT_BYTES;
+        if self.is_full {
+            return Err(io::Error::other("the limit is reached"));
         }
         self.bytes.extend_from_slice(piece);
         Ok(piece.len())

@@ -18,6 +18,7 @@ mod tokenizer;
 mod tokenizer_json;
 mod utf8;
 
+pub use chat_template::worker as template_worker;
 pub use chat_template::{ChatTemplate, SpecialTokens};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;

@@ -133,7 +133,7 @@ fn what_the_template_refuses_is_the_clients_to_change() {
 #[test]
 fn a_model_without_a_template_cannot_chat() {
     let server = TestServer::of(Setup {
-        has_chat_template: false,
+        chat_template: None,
         ..Setup::default()
     });
     let response = server.post(PATH, r#"{"messages": [{"role": "user", "content": "hi"}]}"#);

@@ -15,3 +15,4 @@ mod observe;
 mod pressure;
 mod scoring;
 mod speculation;
+mod templates;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use candlepower::runner::{Logits, RaggedBatch, Runner};
-use candlepower::text::{ChatTemplate, SpecialTokens, Tokenizer};
+use candlepower::text::Tokenizer;
 use serde_json::{Map, json};
 
 /// Ends a generation; comes after `!`.
@@ -115,10 +115,7 @@ fn spelling(byte: u8) -> char {
 }
 
 /// Writes `[role]content`, and `a` where the answer begins.
-pub fn chat_template() -> ChatTemplate {
-    const SOURCE: &str = "\
-        {%- if messages[0].role == 'assistant' %}{{ raise_exception('the user begins') }}{% endif %}\
-        {%- for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}\
-        {%- if add_generation_prompt %}{{ start or 'a' }}{% endif %}";
-    ChatTemplate::new(SOURCE, SpecialTokens::default()).expect("a template")
-}
+pub const CHAT_TEMPLATE: &str = "\
+    {%- if messages[0].role == 'assistant' %}{{ raise_exception('the user begins') }}{% endif %}\
+    {%- for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}\
+    {%- if add_generation_prompt %}{{ start or 'a' }}{% endif %}";

@@ -1,6 +1,7 @@
 //! A server of the counting model on a free port.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use candlepower::config::{
@@ -8,7 +9,8 @@ use candlepower::config::{
 };
 use candlepower::engine::{self, KvCapacity};
 use candlepower::runner::Runner;
-use candlepower::server::{self, ApiKeys, Handover, ModelInfo, Served};
+use candlepower::server::{self, ApiKeys, ChatTemplates, Handover, ModelInfo, RenderError, Served};
+use candlepower::text::SpecialTokens;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -16,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::client::{Connection, Response, get, post};
-use crate::model::{CountingRunner, END, chat_template, tokenizer};
+use crate::model::{CHAT_TEMPLATE, CountingRunner, END, tokenizer};
 
 pub const MODEL: &str = "counting";
 pub const MAX_MODEL_LEN: usize = 4096;
@@ -74,7 +76,7 @@ pub struct Setup {
     pub num_blocks: usize,
     pub http: HttpConfig,
     pub observe: ObserveConfig,
-    pub has_chat_template: bool,
+    pub chat_template: Option<&'static str>,
     pub drain_timeout: Duration,
 }
 
@@ -86,7 +88,7 @@ impl Default for Setup {
             num_blocks: 512,
             http: http(),
             observe: observe(),
-            has_chat_template: true,
+            chat_template: Some(CHAT_TEMPLATE),
             drain_timeout: Duration::from_secs(60),
         }
     }
@@ -119,18 +121,20 @@ impl TestServer {
             num_blocks,
             http,
             observe,
-            has_chat_template,
+            chat_template,
             drain_timeout,
         } = setup;
         let kv = KvCapacity {
             num_blocks,
             bytes_per_token: 1,
         };
+        let runtime = Runtime::new().expect("a runtime");
+        let templates = chat_template.map(|source| runtime.block_on(templates(source)));
         let max_model_len = MAX_MODEL_LEN.min(kv.num_tokens());
         let served = Served {
             engine: engine::start(runner, kv, max_model_len, &config).expect("it fits"),
             tokenizer: tokenizer(),
-            chat_template: has_chat_template.then(chat_template),
+            chat_template: templates.map(|templates| templates.expect("they parse")),
             eos_token_ids: vec![END],
             model: ModelInfo {
                 name: MODEL.to_owned(),
@@ -151,7 +155,6 @@ impl TestServer {
             handover: Handover::None,
             settings: json!({"max_batch_size": config.max_batch_size}),
         };
-        let runtime = Runtime::new().expect("a runtime");
         let listener = runtime
             .block_on(TcpListener::bind("127.0.0.1:0"))
             .expect("a free port");
@@ -208,6 +211,15 @@ impl TestServer {
             .block_on(running)
             .expect("the server does not panic")
     }
+}
+
+/// A template, rendered by processes of the program.
+pub async fn templates(source: &str) -> Result<ChatTemplates, RenderError> {
+    ChatTemplates::start(program(), source, SpecialTokens::default()).await
+}
+
+pub fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_candlepower"))
 }
 
 /// Waits for a condition that another thread brings about; only a failure takes long.

@@ -10,3 +10,4 @@ mod server;
 mod startup;
 #[path = "../synthetic/mod.rs"]
 mod synthetic;
+mod templates;

@@ -77,6 +77,11 @@ impl RealServer {
         &self.address
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal, such as `TERM`.
     pub fn signal(&self, name: &str) {
         signal(&self.child.id().to_string(), name);

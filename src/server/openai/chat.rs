@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::answer::{self, Form, Shape};
 use super::logprobs;
-use super::messages::{self, Messages};
+use super::messages;
 use super::stream_mode::{self, StreamMode};
 use crate::engine::TokenId;
 use crate::server::call::Call;
@@ -18,8 +18,10 @@ use crate::server::fields::{Fields, Off};
 use crate::server::generation::Job;
 use crate::server::openapi::schema::{boolean, properties, request};
 use crate::server::options::{self, Dialect, Options};
-use crate::server::state::{AppState, Served};
+use crate::server::state::AppState;
+use crate::server::templates::{RenderError, Rendered};
 use crate::text::TextError;
+use crate::text::template_worker::Rendering;
 
 pub const PATH: &str = "/v1/chat/completions";
 
@@ -66,7 +68,7 @@ const UNSUPPORTED: &[(&str, &[Off])] = &[
 
 /// A checked body.
 struct ChatRequest {
-    messages: Messages,
+    messages: Value,
     template: TemplateOptions,
     options: Options,
     logprobs: Option<usize>,
@@ -142,11 +144,7 @@ pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Re
         n,
         mode,
     } = ChatRequest::read(call.fields, &state)?;
-    let prompt = state
-        .with_text(messages.text_bytes, move |served| {
-            encode(served, &messages.list, &template)
-        })
-        .await?;
+    let prompt = encode(&state, messages, template).await?;
     let job = Job {
         request_id: call.id.clone(),
         endpoint: PATH,
@@ -201,24 +199,35 @@ fn read_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
     }
 }
 
-fn encode(
-    served: &Served,
-    messages: &Value,
-    options: &TemplateOptions,
+async fn encode(
+    state: &Arc<AppState>,
+    messages: Value,
+    options: TemplateOptions,
 ) -> Result<Vec<TokenId>, ApiError> {
-    let Some(template) = &served.chat_template else {
+    let Some(templates) = &state.served.chat_template else {
         let message = "this model has no chat template: use /v1/completions";
         return Err(ApiError::invalid("messages", message));
     };
+    let invalid = |error: TextError| ApiError::invalid("messages", error.to_string());
     let TemplateOptions {
         add_generation_prompt,
         kwargs,
     } = options;
-    let invalid = |error: TextError| ApiError::invalid("messages", error.to_string());
-    let text = template
-        .render(messages, None, *add_generation_prompt, kwargs)
-        .map_err(invalid)?;
-    let tokens = served.tokenizer.encode_chat(&text).map_err(invalid)?;
+    let rendering = Rendering(messages, None, add_generation_prompt, kwargs);
+    let Rendered { text, permit } =
+        templates
+            .render(&rendering)
+            .await
+            .map_err(|error| match error {
+                RenderError::Template(error) => invalid(error),
+                error => ApiError::Internal(error.to_string()),
+            })?;
+    let tokens = state
+        .with_text(text.len(), move |served| {
+            served.tokenizer.encode_chat(&text).map_err(invalid)
+        })
+        .await?;
+    drop(permit);
     if tokens.is_empty() {
         return Err(ApiError::invalid(
             "messages",

@@ -11,13 +11,6 @@ const MAX_MESSAGES: usize = 4096;
 
 const ROLES: [&str; 4] = ["system", "developer", "user", "assistant"];
 
-/// A list of `{"role", "content"}`, content as one string.
-#[derive(Debug, PartialEq)]
-pub struct Messages {
-    pub list: Value,
-    pub text_bytes: usize,
-}
-
 /// Clients send a former answer back as they got it, with these fields null or empty.
 const UNSUPPORTED: &[(&str, &[Off])] = &[
     ("tool_calls", &[Off::Empty]),
@@ -29,26 +22,19 @@ const UNSUPPORTED: &[(&str, &[Off])] = &[
     ("reasoning_content", &[Off::Empty]),
 ];
 
-/// Reads the field `messages`.
+/// Reads the field `messages`: a list of `{"role", "content"}`, content as one string.
 ///
 /// # Errors
 /// No list, an empty one, or a message of another form.
-pub fn read(field: Field) -> Result<Messages, ApiError> {
+pub fn read(field: Field) -> Result<Value, ApiError> {
     let Field { path, value } = field;
-    let mut text_bytes = 0;
     match value {
         Value::Array(list) if (1..=MAX_MESSAGES).contains(&list.len()) => {
             let list = list.into_iter().enumerate().map(|(index, value)| {
                 let path = format!("{path}[{index}]");
-                let (message, bytes) = read_message(Field { path, value })?;
-                text_bytes += bytes;
-                Ok(message)
+                read_message(Field { path, value })
             });
-            let list = list.collect::<Result<Vec<Value>, ApiError>>()?;
-            Ok(Messages {
-                list: Value::Array(list),
-                text_bytes,
-            })
+            list.collect::<Result<_, _>>().map(Value::Array)
         }
         value => Err(Field { path, value }.invalid("a list of 1 to 4096 messages")),
     }
@@ -75,7 +61,7 @@ pub fn schema() -> Value {
     })
 }
 
-fn read_message(field: Field) -> Result<(Value, usize), ApiError> {
+fn read_message(field: Field) -> Result<Value, ApiError> {
     let path = field.path.clone();
     let mut fields = Fields::of_object(field)?;
     let missing = |name: &str| {
@@ -95,14 +81,13 @@ fn read_message(field: Field) -> Result<(Value, usize), ApiError> {
     let name = fields.take("name", "a string", |_: &String| true)?;
     fields.finish(UNSUPPORTED)?;
 
-    let text_bytes = content.len() + name.as_ref().map_or(0, String::len);
     // OpenAI's new name for the same thing; templates know only the old one.
     let role = if role == "developer" { "system" } else { &role };
     let mut message = json!({"role": role, "content": content});
     if let Some(name) = name {
         message["name"] = json!(name);
     }
-    Ok((message, text_bytes))
+    Ok(message)
 }
 
 /// A string, or a list of text parts, which become one string with line breaks in between.
@@ -142,7 +127,7 @@ fn read_part(field: Field) -> Result<String, ApiError> {
 mod tests {
     use super::*;
 
-    fn read_json(value: Value) -> Result<Messages, ApiError> {
+    fn read_json(value: Value) -> Result<Value, ApiError> {
         read(Field {
             path: "messages".to_owned(),
             value,
@@ -163,13 +148,7 @@ mod tests {
             {"role": "user", "content": "a\nb", "name": "me"},
             {"role": "assistant", "content": "c"},
         ]);
-        assert_eq!(
-            read.expect("valid"),
-            Messages {
-                list,
-                text_bytes: 15
-            }
-        );
+        assert_eq!(read.expect("valid"), list);
     }
 
     #[test]
