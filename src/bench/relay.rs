@@ -54,7 +54,7 @@ impl Relay {
         self.server.pid()
     }
 
-    /// Puts a new server in the place of this one.
+    /// Puts a new server in the place of this one. `ready` is told its process id once it has the port.
     ///
     /// # Errors
     /// The new one does not get ready, or the old one does not end well.
@@ -62,10 +62,12 @@ impl Relay {
         &mut self,
         settings: &BTreeMap<String, String>,
         log: &Path,
+        ready: impl FnOnce(u32),
     ) -> anyhow::Result<Replacement> {
         let began = Instant::now();
         let mut successor = start(settings, log, self.port)?;
         successor.ready().await?;
+        ready(successor.pid());
         let start_up = began.elapsed();
         let mut old = std::mem::replace(&mut self.server, successor);
         let drain = stop(&mut old).await.context("the replaced server")?;

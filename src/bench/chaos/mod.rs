@@ -6,18 +6,19 @@
 //! then a burst overflows the queue. In the middle the server is replaced by another on its port.
 //!
 //! When all is quiet again, what the clients saw must be what the servers say, request by request
-//! and token by token; no block may have a reference, and memory must be what it was. Any residue
-//! fails the run.
+//! and token by token; no block may have a reference, and no server's memory may have grown with its
+//! requests (see [`memory`]). Any residue fails the run.
 
 mod act;
 mod caller;
 mod ledger;
+mod memory;
 pub mod record;
 mod section;
 mod server_log;
 mod storm;
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -26,7 +27,8 @@ use anyhow::{Context as _, ensure};
 use clap::Args;
 
 use self::ledger::Balance;
-use self::record::{ChaosRecord, Memory, MemorySample, Plan, ReplacementTimes};
+use self::memory::{Memory, MemorySample};
+use self::record::{ChaosRecord, Plan, ReplacementTimes};
 use self::server_log::ServerBook;
 use self::storm::Storm;
 use super::client::Client;
@@ -77,10 +79,11 @@ pub struct ChaosArgs {
 
 fn parse_seconds(text: &str) -> Result<f64, String> {
     let seconds: f64 = text.parse().map_err(|_| "expected seconds".to_owned())?;
-    (2.0..=86_400.0)
+    // Less does not show how the memory of two servers goes.
+    (20.0..=86_400.0)
         .contains(&seconds)
         .then_some(seconds)
-        .ok_or_else(|| "a storm lasts from 2 seconds to a day".to_owned())
+        .ok_or_else(|| "a storm lasts from 20 seconds to a day".to_owned())
 }
 
 fn parse_overload(text: &str) -> Result<f64, String> {
@@ -138,17 +141,16 @@ async fn hold(args: &ChaosArgs, file: &ResultFile) -> anyhow::Result<ChaosRecord
         arrivals_per_s: capacity_per_s * args.overload,
         burst: 2 * max_waiting as usize,
     };
-    let pid = Cell::new(relay.pid());
+    let pids = RefCell::new(vec![relay.pid()]);
     let replacing = async {
         tokio::time::sleep(Duration::from_secs_f64(args.duration / 2.0)).await;
-        let replacement = relay.replace(&settings, &logs[1]).await;
-        pid.set(relay.pid());
-        replacement
+        let note = |pid| pids.borrow_mut().push(pid);
+        relay.replace(&settings, &logs[1], note).await
     };
     let storm_and_replacement = async { tokio::join!(storm.blow(&plan), replacing).1 };
     let replacement = tokio::select! {
         replacement = storm_and_replacement => replacement?,
-        never = sample(&pid, &mut memory.samples) => never,
+        never = sample(&pids, &mut memory.samples) => never,
     };
     settle(&client).await?;
     memory.after_bytes = memory_of(relay.pid())?;
@@ -164,7 +166,7 @@ async fn hold(args: &ChaosArgs, file: &ResultFile) -> anyhow::Result<ChaosRecord
         .map(|log| ServerBook::read(log))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let balance = Balance::of(&storm.entries, &books);
-    faults.extend(memory.fault());
+    faults.extend(memory.faults());
     faults.extend(balance.faults.iter().cloned());
     Ok(ChaosRecord {
         chaos: plan,
@@ -179,16 +181,18 @@ async fn hold(args: &ChaosArgs, file: &ResultFile) -> anyhow::Result<ChaosRecord
     })
 }
 
-/// Notes the memory of the server that has the port, once a second.
-async fn sample<T>(pid: &Cell<u32>, samples: &mut Vec<MemorySample>) -> T {
+/// Notes the memory of the servers that there are, once a second.
+async fn sample<T>(pids: &RefCell<Vec<u32>>, samples: &mut Vec<MemorySample>) -> T {
     let began = Instant::now();
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     loop {
         seconds.tick().await;
-        let pid = pid.get();
-        if let Ok(bytes) = memory_of(pid) {
-            let at_s = began.elapsed().as_secs_f64().round();
-            samples.push(MemorySample { at_s, pid, bytes });
+        let at_s = began.elapsed().as_secs_f64().round();
+        for &pid in &*pids.borrow() {
+            // One that has been replaced is gone some time.
+            if let Ok(bytes) = memory_of(pid) {
+                samples.push(MemorySample { at_s, pid, bytes });
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 
 use super::ledger::Balance;
+use super::memory::Memory;
 use super::section::ChaosSection;
 use crate::bench::drill::Circumstances;
 use crate::bench::raw_record::{RawRecord, Rendering};
@@ -38,46 +39,6 @@ pub struct ReplacementTimes {
     pub start_up_ms: f64,
     /// From SIGTERM to the old server's exit.
     pub drain_ms: f64,
-}
-
-/// Resident memory of the servers.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Memory {
-    /// The first server, after a calm load.
-    pub before_bytes: u64,
-    /// The last server, when all was quiet again.
-    pub after_bytes: u64,
-    pub samples: Vec<MemorySample>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MemorySample {
-    pub at_s: f64,
-    pub pid: u32,
-    pub bytes: u64,
-}
-
-/// More growth than this is a leak.
-const MAX_GROWTH: f64 = 0.05;
-
-impl Memory {
-    pub fn growth(&self) -> f64 {
-        self.after_bytes as f64 / self.before_bytes.max(1) as f64 - 1.0
-    }
-
-    pub fn fault(&self) -> Option<String> {
-        (self.growth() > MAX_GROWTH).then(|| {
-            format!(
-                "memory did not come back: {} bytes after the calm, {} at the end",
-                self.before_bytes, self.after_bytes
-            )
-        })
-    }
-
-    pub fn peak_bytes(&self) -> u64 {
-        let samples = self.samples.iter().map(|sample| sample.bytes);
-        samples.chain([self.after_bytes]).max().unwrap_or(0)
-    }
 }
 
 impl RawRecord for ChaosRecord {

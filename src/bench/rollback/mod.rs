@@ -93,7 +93,7 @@ async fn hold(args: &RollbackArgs, file: &ResultFile) -> anyhow::Result<Rollback
     let drill = async {
         load.each_prompt_once_more().await;
         let told = load.now_ms();
-        let replacement = relay.replace(&after, &file.log()).await?;
+        let replacement = relay.replace(&after, &file.log(), |_| ()).await?;
         let ready = told + replacement.start_up.as_secs_f64() * 1e3;
         let alone = load.now_ms();
         load.each_prompt_once_more().await;
