@@ -6,11 +6,11 @@
 //! the kernels multiply it like one more row. A group is loud if the square of its largest magnitude
 //! is above `LOUD` times the mean of these squares in its row: nothing but the row itself decides.
 
+mod quantize;
+
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::isa::for_each_isa;
-use super::math::ROUND;
 use super::shared::SharedMut;
 use super::{Compute, Isa};
 
@@ -98,20 +98,23 @@ impl<'a> RunOfCodes<'a> {
 pub struct Activations {
     num_rows: usize,
     row_len: usize,
+    /// From a group of a row to its next one, in codes and scales.
+    row_stride: usize,
     values: Vec<f32>,                  // (num_rows, row_len)
     bf16_pairs: Vec<u32>,              // (num_rows, row_len / 2), the first in the lower half
-    codes: Vec<[i8; CODE_GROUP]>,      // (row_len / 32, num_rows)
-    scales: Vec<GroupScale>,           // (row_len / 32, num_rows)
-    fine_codes: Vec<[i8; CODE_GROUP]>, // (row_len / 32, num_rows), set where loud
-    fine_scales: Vec<GroupScale>,      // (row_len / 32, num_rows), set where loud
-    /// A bit a row: whether the group is loud.
-    loud: Vec<AtomicU64>, // (row_len / 32, num_rows / 64)
+    codes: Vec<[i8; CODE_GROUP]>,      // (row_len / 32, row_stride)
+    scales: Vec<GroupScale>,           // (row_len / 32, row_stride)
+    fine_codes: Vec<[i8; CODE_GROUP]>, // (row_len / 32, row_stride), set where loud
+    fine_scales: Vec<GroupScale>,      // (row_len / 32, row_stride), set where loud
+    /// 1 where a group is loud, else 0.
+    loud: Vec<u8>, // (row_len / 32, row_stride)
 }
 
 impl Activations {
     /// Makes room for the rows; what they hold is unspecified.
     pub fn resize(&mut self, num_rows: usize, row_len: usize) {
         (self.num_rows, self.row_len) = (num_rows, row_len);
+        self.row_stride = row_stride(num_rows);
         grow(&mut self.values, num_rows * row_len);
     }
 
@@ -140,9 +143,8 @@ impl Activations {
 
     /// A group of a row as `quantize` left it, and where it is loud what that left over.
     pub fn group(&self, row: usize, group: usize) -> (Codes<'_>, Option<Codes<'_>>) {
-        let run = self.run(group, row / RUN_ROWS * RUN_ROWS..self.num_rows.min(row + 1));
-        let fine = run.loud_rows().find(|(at, _)| *at == row % RUN_ROWS);
-        let at = group * self.num_rows + row;
+        let fine = self.run(group, row..row + 1).loud_rows().next();
+        let at = group * self.row_stride + row;
         let codes = Codes {
             codes: &self.codes[at],
             scale: &self.scales[at],
@@ -150,23 +152,18 @@ impl Activations {
         (codes, fine.map(|(_, fine)| fine))
     }
 
-    /// Group `group` of at most [`RUN_ROWS`] rows, the first of which is a multiple of that.
+    /// Group `group` of at most [`RUN_ROWS`] rows.
     #[inline]
     pub(super) fn run(&self, group: usize, rows: Range<usize>) -> RunOfCodes<'_> {
-        debug_assert!(rows.start.is_multiple_of(RUN_ROWS) && rows.len() <= RUN_ROWS);
-        let word = group * self.num_rows.div_ceil(RUN_ROWS) + rows.start / RUN_ROWS;
-        let loud = self.loud[word].load(Ordering::Relaxed);
-        let start = group * self.num_rows;
+        debug_assert!(rows.len() <= RUN_ROWS);
+        let start = group * self.row_stride;
         let at = start + rows.start..start + rows.end;
         RunOfCodes {
             codes: &self.codes[at.clone()],
             scales: &self.scales[at.clone()],
             fine_codes: &self.fine_codes[at.clone()],
-            fine_scales: &self.fine_scales[at],
-            loud: loud
-                & u64::MAX
-                    .checked_shr((RUN_ROWS - rows.len()) as u32)
-                    .unwrap_or(0),
+            fine_scales: &self.fine_scales[at.clone()],
+            loud: bits_of(&self.loud[at]),
         }
     }
 
@@ -194,17 +191,12 @@ impl Activations {
             "bug: rows of {len} have no whole groups"
         );
         if needs.codes {
-            let num_groups = num_rows * len / CODE_GROUP;
-            let num_words = num_rows.div_ceil(RUN_ROWS) * len / CODE_GROUP;
+            let num_groups = self.row_stride * len / CODE_GROUP;
             grow(&mut self.codes, num_groups);
             grow(&mut self.scales, num_groups);
             grow(&mut self.fine_codes, num_groups);
             grow(&mut self.fine_scales, num_groups);
-            self.loud
-                .resize_with(self.loud.len().max(num_words), AtomicU64::default);
-            for word in &mut self.loud[..num_words] {
-                *word.get_mut() = 0;
-            }
+            grow(&mut self.loud, num_groups);
         }
         let isa = compute.isa();
         let needs_bf16 = needs.bf16 && isa == Isa::Avx512Bf16;
@@ -215,12 +207,12 @@ impl Activations {
         let values = SharedMut::new(&mut self.values);
         let bf16_pairs = SharedMut::new(&mut self.bf16_pairs);
         let codes = SharedCodes {
-            num_rows,
+            row_stride: self.row_stride,
             codes: SharedMut::new(&mut self.codes),
             scales: SharedMut::new(&mut self.scales),
             fine_codes: SharedMut::new(&mut self.fine_codes),
             fine_scales: SharedMut::new(&mut self.fine_scales),
-            loud: &self.loud,
+            loud: SharedMut::new(&mut self.loud),
         };
         // Few short rows are quicker done than shared out.
         const MIN_ELEMENTS: usize = 4096;
@@ -235,7 +227,7 @@ impl Activations {
                 fill_row(row, values);
                 if needs.codes {
                     // The groups of a row are its own, as `quantize_row` asks.
-                    quantize_row(isa, &codes, row, values);
+                    quantize::quantize_row(isa, &codes, row, values);
                 }
                 if needs_bf16 {
                     // SAFETY: as above.
@@ -247,6 +239,32 @@ impl Activations {
     }
 }
 
+/// Places for some rows of a group: one line of the cache more than they take where the groups of a
+/// row would all fall into the same few sets of the first cache, and drive each other out.
+fn row_stride(num_rows: usize) -> usize {
+    const LINE_ROWS: usize = 64 / CODE_GROUP;
+    match num_rows.is_multiple_of(8 * LINE_ROWS) {
+        true => num_rows + LINE_ROWS,
+        false => num_rows,
+    }
+}
+
+/// One bit for each byte, all of which are 0 or 1: at most 64.
+#[inline]
+fn bits_of(bytes: &[u8]) -> u64 {
+    // Moves the lowest bit of byte i to bit 56 + i.
+    const GATHER: u64 = 0x0102_0408_1020_4080;
+    let (eights, rest) = bytes.as_chunks::<8>();
+    let mut bits = 0;
+    for (i, eight) in eights.iter().enumerate() {
+        bits |= u64::from_le_bytes(*eight).wrapping_mul(GATHER) >> 56 << (8 * i);
+    }
+    for (i, byte) in rest.iter().enumerate() {
+        bits |= u64::from(*byte) << (8 * eights.len() + i);
+    }
+    bits
+}
+
 /// Grows a buffer, never shrinks it.
 fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
     if buffer.len() < len {
@@ -256,48 +274,12 @@ fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
 
 /// The codes of all rows, which threads fill row by row.
 struct SharedCodes<'a> {
-    num_rows: usize,
+    row_stride: usize,
     codes: SharedMut<'a, [i8; CODE_GROUP]>,
     scales: SharedMut<'a, GroupScale>,
     fine_codes: SharedMut<'a, [i8; CODE_GROUP]>,
     fine_scales: SharedMut<'a, GroupScale>,
-    loud: &'a [AtomicU64],
-}
-
-for_each_isa! {
-    /// Quantises a row, which is whole groups and which nobody else uses meanwhile.
-    fn quantize_row(codes: &SharedCodes<'_>, row: usize, values: &[f32]) {
-        let groups = values.as_chunks::<CODE_GROUP>().0;
-        let mut squares = 0.0;
-        for values in groups {
-            let magnitude = largest_magnitude(values);
-            squares += magnitude * magnitude;
-        }
-        let loud = LOUD * squares / groups.len() as f32;
-        let words = codes.num_rows.div_ceil(RUN_ROWS);
-        for (group, values) in groups.iter().enumerate() {
-            let at = group * codes.num_rows + row;
-            // SAFETY: each row has places of its own, and is visited once.
-            let (coarse, scale) = unsafe {
-                (&mut codes.codes.part(at..at + 1)[0], &mut codes.scales.part(at..at + 1)[0])
-            };
-            let magnitude = largest_magnitude(values);
-            quantize_group(values, magnitude, coarse, scale);
-            if magnitude * magnitude > loud {
-                // SAFETY: as above.
-                let (fine, fine_scale) = unsafe {
-                    (&mut codes.fine_codes.part(at..at + 1)[0], &mut codes.fine_scales.part(at..at + 1)[0])
-                };
-                let mut rest = *values;
-                for (rest, code) in rest.iter_mut().zip(&*coarse) {
-                    *rest -= scale.scale * f32::from(*code);
-                }
-                quantize_group(&rest, largest_magnitude(&rest), fine, fine_scale);
-                let word = &codes.loud[group * words + row / RUN_ROWS];
-                word.fetch_or(1 << (row % RUN_ROWS), Ordering::Relaxed);
-            }
-        }
-    }
+    loud: SharedMut<'a, u8>,
 }
 
 for_each_isa! {
@@ -325,58 +307,6 @@ fn upper_bf16(value: f32) -> u32 {
         rounded
     };
     upper & 0xffff_0000
-}
-
-#[inline(always)]
-fn largest_magnitude(values: &[f32; CODE_GROUP]) -> f32 {
-    // As integers, magnitudes order like their values, and NaN above infinity.
-    let mut largest = 0;
-    for value in values {
-        largest = largest.max((value.to_bits() & 0x7fff_ffff) as i32);
-    }
-    f32::from_bits(largest as u32)
-}
-
-/// Quantises one group. One with a value that is not finite gets a scale that is not finite, so that
-/// the fault stays visible.
-#[inline(always)]
-fn quantize_group(
-    values: &[f32; CODE_GROUP],
-    magnitude: f32,
-    codes: &mut [i8; CODE_GROUP],
-    group: &mut GroupScale,
-) {
-    let scale = magnitude * (1.0 / 127.0);
-    // Below this the inverse overflows; such a group counts as zero.
-    let inverse = if magnitude > 1e-36 {
-        127.0 / magnitude
-    } else {
-        0.0
-    };
-    // Whole numbers in 32 bits first: their sums need no widening.
-    let mut rounded = [0i32; CODE_GROUP];
-    for (rounded, value) in rounded.iter_mut().zip(values) {
-        *rounded = (value * inverse + ROUND)
-            .to_bits()
-            .wrapping_sub(ROUND.to_bits()) as i32;
-    }
-    let mut half_sums = [0i32; 2];
-    for (half, rounded) in half_sums
-        .iter_mut()
-        .zip(rounded.chunks_exact(CODE_GROUP / 2))
-    {
-        *half = rounded.iter().fold(0, |sum, code| sum.wrapping_add(*code));
-    }
-    for (code, rounded) in codes.iter_mut().zip(rounded) {
-        *code = rounded as i8;
-    }
-    let sum = half_sums[0].wrapping_add(half_sums[1]);
-    *group = GroupScale {
-        scale,
-        scaled_sum: scale * sum as f32,
-        sum,
-        half_sums,
-    };
 }
 
 #[cfg(test)]

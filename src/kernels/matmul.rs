@@ -17,6 +17,7 @@ use std::ops::Range;
 
 use super::activations::{Activations, Needs, RUN_ROWS};
 use super::elementwise::Activation;
+use super::isa::for_each_isa;
 use super::packed::{PANEL_ROWS, PackedMatrix, Panel, PanelFormat};
 use super::shared::SharedMut;
 use super::{Compute, Isa};
@@ -66,12 +67,23 @@ pub fn matmul(
             let panel = part.panel(index);
             for_rows::<1>(x.num_rows(), |rows, [sums]| {
                 multiply(isa, &panel, x, rows.start, sums);
-                for (row, results) in rows.zip(sums) {
-                    // SAFETY: each panel is visited once; these columns of y are its own.
-                    let y = unsafe { y.part(row * width + column..row * width + column + len) };
-                    let bias = bias.map(|bias| &bias[column..column + len]);
-                    finish(epilogue, results, bias, y);
+                if let Some(bias) = bias {
+                    add_to_rows(isa, sums, &bias[column..column + len]);
                 }
+                // Each panel is visited once; these columns of y are its own.
+                let first_row = rows.start;
+                finish(
+                    isa,
+                    epilogue,
+                    sums,
+                    &y,
+                    Place {
+                        first_row,
+                        width,
+                        column,
+                        len,
+                    },
+                );
             });
         }
     });
@@ -114,15 +126,24 @@ pub fn matmul_gated(
                 multiply(isa, &gate, x, rows.start, gates);
                 multiply(isa, &up, x, rows.start, ups);
                 if let Some(biases) = biases {
-                    add_to_rows(gates, &biases[column..column + len]);
-                    add_to_rows(ups, &biases[width + column..width + column + len]);
+                    add_to_rows(isa, gates, &biases[column..column + len]);
+                    add_to_rows(isa, ups, &biases[width + column..width + column + len]);
                 }
                 activation.apply_gate(isa, gates.as_flattened_mut(), ups.as_flattened());
-                for (row, results) in rows.zip(gates) {
-                    // SAFETY: each panel is visited once; these columns of y are its own.
-                    let y = unsafe { y.part(row * width + column..row * width + column + len) };
-                    finish(Epilogue::Store, results, None, y);
-                }
+                // As above.
+                let first_row = rows.start;
+                finish(
+                    isa,
+                    Epilogue::Store,
+                    gates,
+                    &y,
+                    Place {
+                        first_row,
+                        width,
+                        column,
+                        len,
+                    },
+                );
             });
         }
     });
@@ -193,29 +214,49 @@ fn multiply(isa: Isa, panel: &Panel<'_>, x: &Activations, first: usize, sums: &m
     }
 }
 
-fn finish(epilogue: Epilogue, results: &[f32; PANEL_ROWS], bias: Option<&[f32]>, y: &mut [f32]) {
-    // All panels but the last fill their width, which the compiler may know.
-    match y.as_chunks_mut::<PANEL_ROWS>().0 {
-        [y] => finish_slice(epilogue, results, bias, y),
-        _ => finish_slice(epilogue, results, bias, y),
+/// Where results belong: some columns of some rows.
+#[derive(Clone, Copy)]
+struct Place {
+    first_row: usize,
+    /// Of a row.
+    width: usize,
+    column: usize,
+    /// Columns.
+    len: usize,
+}
+
+for_each_isa! {
+    /// Puts results where they belong, which nobody else uses meanwhile.
+    fn finish(epilogue: Epilogue, sums: &Sums, y: &SharedMut<'_, f32>, place: Place) {
+        for (row, results) in (place.first_row..).zip(sums) {
+            let start = row * place.width + place.column;
+            // SAFETY: as the caller promises.
+            let y = unsafe { y.part(start..start + place.len) };
+            // All panels but the last fill their width, which the compiler may know.
+            match y.as_chunks_mut::<PANEL_ROWS>().0 {
+                [y] => finish_row(epilogue, results, y),
+                _ => finish_row(epilogue, results, y),
+            }
+        }
     }
 }
 
 #[inline(always)]
-fn finish_slice(epilogue: Epilogue, results: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
-    for (i, (y, result)) in y.iter_mut().zip(results).enumerate() {
-        let result = result + bias.map_or(0.0, |bias| bias[i]);
+fn finish_row(epilogue: Epilogue, results: &[f32], y: &mut [f32]) {
+    for (y, result) in y.iter_mut().zip(results) {
         *y = match epilogue {
-            Epilogue::Store => result,
+            Epilogue::Store => *result,
             Epilogue::Add => *y + result,
         };
     }
 }
 
-fn add_to_rows(sums: &mut Sums, bias: &[f32]) {
-    for row in sums {
-        for (value, bias) in row.iter_mut().zip(bias) {
-            *value += bias;
+for_each_isa! {
+    fn add_to_rows(sums: &mut Sums, bias: &[f32]) {
+        for row in sums {
+            for (value, bias) in row.iter_mut().zip(bias) {
+                *value += bias;
+            }
         }
     }
 }

@@ -1,0 +1,253 @@
+//! From a row of values to codes of 8 bits, and of 15 where it is loud.
+
+use super::{CODE_GROUP, GroupScale, LOUD, SharedCodes};
+use crate::kernels::Isa;
+use crate::kernels::isa::for_each_isa;
+use crate::kernels::math::ROUND;
+
+/// Below this magnitude its inverse overflows; such a group counts as zero.
+const SMALLEST_MAGNITUDE: f32 = 1e-36;
+
+/// The body of a function that quantises a row, from one that finds the largest magnitude of a group,
+/// one that quantises a group, and one that quantises what that left over.
+macro_rules! quantize_row_with {
+    ($codes:ident, $row:ident, $values:ident, $largest_magnitude:path, $quantize_group:path, $quantize_rest:path) => {{
+        let groups = $values.as_chunks::<CODE_GROUP>().0;
+        let mut squares = 0.0;
+        for values in groups {
+            let magnitude = $largest_magnitude(values);
+            squares += magnitude * magnitude;
+        }
+        let loud = LOUD * squares / groups.len() as f32;
+        for (chunk, groups) in groups.chunks(u64::BITS as usize).enumerate() {
+            let first = chunk * u64::BITS as usize;
+            // Which groups are loud is as good as random: a branch on it would be mispredicted.
+            let mut is_loud = 0u64;
+            for (i, values) in groups.iter().enumerate() {
+                let at = (first + i) * $codes.row_stride + $row;
+                // SAFETY: each row has places of its own, and is visited once.
+                let (coarse, scale) = unsafe {
+                    (
+                        &mut $codes.codes.part(at..at + 1)[0],
+                        &mut $codes.scales.part(at..at + 1)[0],
+                    )
+                };
+                let magnitude = $largest_magnitude(values);
+                $quantize_group(values, magnitude, coarse, scale);
+                let group_is_loud = magnitude * magnitude > loud;
+                is_loud |= u64::from(group_is_loud) << i;
+                // SAFETY: as above.
+                unsafe { $codes.loud.part(at..at + 1)[0] = u8::from(group_is_loud) };
+            }
+            while is_loud != 0 {
+                let i = is_loud.trailing_zeros() as usize;
+                is_loud &= is_loud - 1;
+                let at = (first + i) * $codes.row_stride + $row;
+                // SAFETY: as above.
+                let (coarse, scale) = unsafe {
+                    (
+                        &$codes.codes.part(at..at + 1)[0],
+                        $codes.scales.part(at..at + 1)[0].scale,
+                    )
+                };
+                // SAFETY: as above.
+                let (fine, fine_scale) = unsafe {
+                    (
+                        &mut $codes.fine_codes.part(at..at + 1)[0],
+                        &mut $codes.fine_scales.part(at..at + 1)[0],
+                    )
+                };
+                $quantize_rest(&groups[i], (coarse, scale), fine, fine_scale);
+            }
+        }
+    }};
+}
+
+/// Quantises a row, which is whole groups and which nobody else uses meanwhile.
+pub(super) fn quantize_row(isa: Isa, codes: &SharedCodes<'_>, row: usize, values: &[f32]) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a Compute holds only an instruction set that the machine has.
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { avx512::quantize_row(codes, row, values) },
+        _ => quantize_row_plain(isa, codes, row, values),
+    }
+}
+
+for_each_isa! {
+    fn quantize_row_plain(codes: &SharedCodes<'_>, row: usize, values: &[f32]) {
+        quantize_row_with!(codes, row, values, largest_magnitude, quantize_group, quantize_rest);
+    }
+}
+
+#[inline(always)]
+fn largest_magnitude(values: &[f32; CODE_GROUP]) -> f32 {
+    // As integers, magnitudes order like their values, and NaN above infinity.
+    let mut largest = 0;
+    for value in values {
+        largest = largest.max((value.to_bits() & 0x7fff_ffff) as i32);
+    }
+    f32::from_bits(largest as u32)
+}
+
+/// Quantises one group. One with a value that is not finite gets a scale that is not finite, so that
+/// the fault stays visible.
+#[inline(always)]
+fn quantize_group(
+    values: &[f32; CODE_GROUP],
+    magnitude: f32,
+    codes: &mut [i8; CODE_GROUP],
+    group: &mut GroupScale,
+) {
+    let inverse = inverse_scale(magnitude);
+    // Whole numbers in 32 bits first: their sums need no widening.
+    let mut rounded = [0i32; CODE_GROUP];
+    for (rounded, value) in rounded.iter_mut().zip(values) {
+        *rounded = (value * inverse + ROUND)
+            .to_bits()
+            .wrapping_sub(ROUND.to_bits()) as i32;
+    }
+    let mut half_sums = [0i32; 2];
+    for (half, rounded) in half_sums
+        .iter_mut()
+        .zip(rounded.chunks_exact(CODE_GROUP / 2))
+    {
+        *half = rounded.iter().fold(0, |sum, code| sum.wrapping_add(*code));
+    }
+    for (code, rounded) in codes.iter_mut().zip(rounded) {
+        *code = rounded as i8;
+    }
+    *group = group_scale(magnitude, half_sums);
+}
+
+/// Quantises what is left of a group without its codes times their scale.
+#[inline(always)]
+fn quantize_rest(
+    values: &[f32; CODE_GROUP],
+    (codes, scale): (&[i8; CODE_GROUP], f32),
+    fine_codes: &mut [i8; CODE_GROUP],
+    fine_group: &mut GroupScale,
+) {
+    let mut rest = *values;
+    for (rest, code) in rest.iter_mut().zip(codes) {
+        *rest -= scale * f32::from(*code);
+    }
+    quantize_group(&rest, largest_magnitude(&rest), fine_codes, fine_group);
+}
+
+#[inline(always)]
+fn inverse_scale(magnitude: f32) -> f32 {
+    if magnitude > SMALLEST_MAGNITUDE {
+        127.0 / magnitude
+    } else {
+        0.0
+    }
+}
+
+#[inline(always)]
+fn group_scale(magnitude: f32, half_sums: [i32; 2]) -> GroupScale {
+    let scale = magnitude * (1.0 / 127.0);
+    let sum = half_sums[0].wrapping_add(half_sums[1]);
+    GroupScale {
+        scale,
+        scaled_sum: scale * sum as f32,
+        sum,
+        half_sums,
+    }
+}
+
+/// The same bits, with the sums along a group in fewer instructions than the compiler finds.
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::*;
+
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    pub fn quantize_row(codes: &SharedCodes<'_>, row: usize, values: &[f32]) {
+        quantize_row_with!(
+            codes,
+            row,
+            values,
+            largest_magnitude,
+            quantize_group,
+            quantize_rest
+        );
+    }
+
+    /// A group in two registers.
+    type Halves = [__m512; 2];
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn load(values: &[f32; CODE_GROUP]) -> Halves {
+        // SAFETY: 32 f32 are there; the loads may be unaligned.
+        [0, 16].map(|at| unsafe { _mm512_loadu_ps(values.as_ptr().add(at)) })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn largest_magnitude(values: &[f32; CODE_GROUP]) -> f32 {
+        largest_of(load(values))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn largest_of(values: Halves) -> f32 {
+        let magnitude = _mm512_set1_epi32(0x7fff_ffff);
+        let [low, high] = values.map(|half| _mm512_and_si512(_mm512_castps_si512(half), magnitude));
+        f32::from_bits(_mm512_reduce_max_epi32(_mm512_max_epi32(low, high)) as u32)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn quantize_group(
+        values: &[f32; CODE_GROUP],
+        magnitude: f32,
+        codes: &mut [i8; CODE_GROUP],
+        group: &mut GroupScale,
+    ) {
+        *group = quantize(load(values), magnitude, codes);
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn quantize_rest(
+        values: &[f32; CODE_GROUP],
+        (codes, scale): (&[i8; CODE_GROUP], f32),
+        fine_codes: &mut [i8; CODE_GROUP],
+        fine_group: &mut GroupScale,
+    ) {
+        let scale = _mm512_set1_ps(scale);
+        let (values, codes) = (load(values), codes.as_chunks::<16>().0);
+        // Nothing of it goes through memory: a load that spans two stores waits for both.
+        let rest = std::array::from_fn(|half| {
+            // SAFETY: 16 bytes are there; the load may be unaligned.
+            let codes = unsafe { _mm_loadu_si128(codes[half].as_ptr().cast()) };
+            let codes = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
+            _mm512_sub_ps(values[half], _mm512_mul_ps(scale, codes))
+        });
+        *fine_group = quantize(rest, largest_of(rest), fine_codes);
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn quantize(values: Halves, magnitude: f32, codes: &mut [i8; CODE_GROUP]) -> GroupScale {
+        let inverse = _mm512_set1_ps(inverse_scale(magnitude));
+        // To the nearest whole number, the even one of two: the default of the machine.
+        let [low, high] = values
+            .map(|half| _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(half, inverse))));
+        for (codes, half) in codes.as_chunks_mut::<16>().0.iter_mut().zip([low, high]) {
+            // SAFETY: 16 bytes are there; the store may be unaligned.
+            unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), half) };
+        }
+        let codes = _mm256_set_m128i(high, low);
+        let fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), codes);
+        let twos = _mm256_add_epi32(fours, _mm256_shuffle_epi32::<0b01_00_11_10>(fours));
+        let sums = _mm256_add_epi32(twos, _mm256_shuffle_epi32::<0b10_11_00_01>(twos));
+        let half_sums = [
+            _mm256_extract_epi32::<0>(sums),
+            _mm256_extract_epi32::<4>(sums),
+        ];
+        group_scale(magnitude, half_sums)
+    }
+}
