@@ -16,6 +16,7 @@ mod stop;
 mod token_table;
 mod tokenizer;
 mod tokenizer_json;
+mod tool_calls;
 mod utf8;
 
 pub use chat_template::worker as template_worker;
@@ -25,3 +26,4 @@ pub use error::TextError;
 pub use gguf_vocab::GgufVocab;
 pub use stop::{StopMatcher, StopOutcome};
 pub use tokenizer::Tokenizer;
+pub use tool_calls::{OPEN as TOOL_CALL_OPEN, ToolCall, ToolCallParser};

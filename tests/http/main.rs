@@ -16,3 +16,4 @@ mod pressure;
 mod scoring;
 mod speculation;
 mod templates;
+mod tools;

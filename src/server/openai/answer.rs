@@ -7,12 +7,13 @@ use axum::response::{IntoResponse, Response};
 use futures_util::future::try_join_all;
 use serde::Serialize;
 
+use super::calls::{CallReader, Heard};
 use super::choice::{ChatChoice, ChatChunkChoice, CompletionChoice, Content};
 use super::stream_mode::{StreamMode, StreamUsage};
 use super::usage::Usage;
 use crate::engine::TokenId;
 use crate::server::error::ApiError;
-use crate::server::generation::{Generation, Piece, Summary};
+use crate::server::generation::{Generation, Piece, Summary, Whole};
 use crate::server::request_id::RequestId;
 use crate::server::state::AppState;
 use crate::server::streaming::{self, Events, Format};
@@ -34,6 +35,8 @@ pub struct Form {
     pub logprobs: bool,
     /// The prompt of each choice, if a completion is to tell token ids. Not OpenAI's, but vLLM's.
     pub prompt_token_ids: Option<Vec<Vec<TokenId>>>,
+    /// What each choice begins to be read with, if it is of a chat with tools.
+    pub calls: Option<CallReader>,
 }
 
 /// Answers with one choice a generation.
@@ -53,6 +56,7 @@ pub async fn respond(
         StreamMode::Stream(usage) => {
             let sent = |generation: &Generation| Sent {
                 prompt_tokens: generation.prompt_tokens(),
+                calls: head.form.calls.clone(),
                 ..Sent::default()
             };
             let chunks = Chunks {
@@ -131,13 +135,23 @@ impl Head {
     async fn whole(&self, generations: Vec<Generation>) -> Result<Response, ApiError> {
         let wholes = try_join_all(generations.into_iter().map(Generation::collect)).await?;
         let summaries: Vec<Summary> = wholes.iter().map(|whole| whole.summary).collect();
-        let contents = wholes.iter().enumerate().map(|(index, whole)| Content {
-            index,
-            text: &whole.text,
-            tokens: &whole.tokens,
-            scored: &whole.scored,
-            finish_reason: Some(whole.summary.finish_reason),
-            is_first: true,
+        let heard: Vec<Option<Heard>> = wholes.iter().map(|whole| self.hear(whole)).collect();
+        let contents = wholes.iter().zip(&heard).enumerate();
+        let contents = contents.map(|(index, (whole, heard))| {
+            let (text, calls) = match heard {
+                Some(heard) => (&heard.text, &heard.calls[..]),
+                None => (&whole.text, &[][..]),
+            };
+            Content {
+                index,
+                text,
+                calls,
+                tokens: &whole.tokens,
+                scored: &whole.scored,
+                finish_reason: Some(whole.summary.finish_reason),
+                has_calls: !calls.is_empty(),
+                is_first: true,
+            }
         });
         let (tokenizer, form) = (&self.tokenizer, &self.form);
         Ok(match form.shape {
@@ -150,6 +164,15 @@ impl Head {
                 self.whole_response(&choices.collect::<Vec<_>>(), &summaries)
             }
         })
+    }
+
+    /// The text and the calls of a whole choice, if it may have calls.
+    fn hear(&self, whole: &Whole) -> Option<Heard> {
+        let mut heard = self.form.calls.clone()?.read(&whole.text, true);
+        for call in &mut heard.calls {
+            call.index = None;
+        }
+        Some(heard)
     }
 
     fn whole_response(&self, choices: &[impl Serialize], summaries: &[Summary]) -> Response {
@@ -178,6 +201,7 @@ struct Sent {
     begun: bool,
     prompt_tokens: usize,
     tokens: usize,
+    calls: Option<CallReader>,
 }
 
 impl Format for Chunks {
@@ -185,12 +209,22 @@ impl Format for Chunks {
         self.summaries.extend(piece.end);
         let sent = &mut self.sent[index];
         sent.tokens += piece.token.as_slice().len();
+        let heard = sent
+            .calls
+            .as_mut()
+            .map(|reader| reader.read(&piece.text, piece.end.is_some()));
+        let (text, calls) = match &heard {
+            Some(heard) => (&heard.text, &heard.calls[..]),
+            None => (&piece.text, &[][..]),
+        };
         let content = Content {
             index,
-            text: &piece.text,
+            text,
+            calls,
             tokens: piece.token.as_slice(),
             scored: &piece.scored,
             finish_reason: piece.end.map(|summary| summary.finish_reason),
+            has_calls: sent.calls.as_ref().is_some_and(CallReader::has_calls),
             is_first: !std::mem::replace(&mut sent.begun, true),
         };
         let usage = match self.usage {

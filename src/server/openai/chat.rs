@@ -7,9 +7,11 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 use super::answer::{self, Form, Shape};
+use super::calls::CallReader;
 use super::logprobs;
 use super::messages;
 use super::stream_mode::{self, StreamMode};
+use super::tools::{self, Tools};
 use crate::engine::TokenId;
 use crate::server::call::Call;
 use crate::server::choices;
@@ -36,9 +38,6 @@ const DIALECT: Dialect = Dialect {
 const UNSUPPORTED: &[(&str, &[Off])] = &[
     ("prompt_logprobs", &[Off::False]),
     ("response_format", &[Off::TypeText]),
-    ("tools", &[Off::Empty]),
-    ("tool_choice", &[Off::Text("none"), Off::Text("auto")]),
-    ("parallel_tool_calls", &[Off::False, Off::True]),
     ("functions", &[Off::Empty]),
     ("function_call", &[Off::Text("none"), Off::Text("auto")]),
     ("modalities", &[Off::TextOnly]),
@@ -69,6 +68,7 @@ const UNSUPPORTED: &[(&str, &[Off])] = &[
 /// A checked body.
 struct ChatRequest {
     messages: Value,
+    tools: Option<Tools>,
     template: TemplateOptions,
     options: Options,
     logprobs: Option<usize>,
@@ -90,7 +90,8 @@ impl ChatRequest {
             return Err(ApiError::invalid("messages", "`messages` is missing"));
         };
         let request = Self {
-            messages: messages::read(messages)?,
+            messages: messages::read(messages, tools::can_call(&state.served))?,
+            tools: Tools::take(&mut fields, &state.served)?,
             template: TemplateOptions {
                 add_generation_prompt: fields
                     .take("add_generation_prompt", "true or false", |_: &bool| true)?
@@ -112,13 +113,17 @@ pub fn schema(state: &AppState) -> Value {
     let (stream_fields, stream_rule) = stream_mode::schema();
     let mut fields = options::schema(&DIALECT, state);
     fields.extend(stream_fields);
+    let can_call = tools::can_call(&state.served);
+    if can_call {
+        fields.extend(tools::schema());
+    }
     let kwargs = json!({
         "description": "More variables for the model's chat template",
         "type": "object",
         "propertyNames": {"not": {"enum": TEMPLATES_OWN}},
     });
     fields.extend(properties([
-        ("messages", messages::schema()),
+        ("messages", messages::schema(can_call)),
         ("n", choices::schema(state.served.http.max_choices)),
         ("logprobs", boolean()),
         ("top_logprobs", logprobs::number_schema()),
@@ -138,13 +143,16 @@ pub fn schema(state: &AppState) -> Value {
 pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Response, ApiError> {
     let ChatRequest {
         messages,
+        tools,
         template,
         options,
         logprobs,
         n,
         mode,
     } = ChatRequest::read(call.fields, &state)?;
-    let prompt = encode(&state, messages, template).await?;
+    let calls = tools.as_ref().map(|tools| CallReader::new(tools.one_call));
+    let tools = tools.map(|tools| tools.list);
+    let prompt = encode(&state, messages, tools, template).await?;
     let job = Job {
         request_id: call.id.clone(),
         endpoint: PATH,
@@ -161,6 +169,7 @@ pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Re
         mode,
         logprobs: logprobs.is_some(),
         prompt_token_ids: None,
+        calls,
     };
     let generations = choices::start(&state, vec![job], n).await?;
     answer::respond(&state, form, generations, call.id).await
@@ -202,6 +211,7 @@ fn read_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
 async fn encode(
     state: &Arc<AppState>,
     messages: Value,
+    tools: Option<Value>,
     options: TemplateOptions,
 ) -> Result<Vec<TokenId>, ApiError> {
     let Some(templates) = &state.served.chat_template else {
@@ -213,7 +223,7 @@ async fn encode(
         add_generation_prompt,
         kwargs,
     } = options;
-    let rendering = Rendering(messages, None, add_generation_prompt, kwargs);
+    let rendering = Rendering(messages, tools, add_generation_prompt, kwargs);
     let Rendered { text, permit } =
         templates
             .render(&rendering)

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::answer::Form;
+use super::calls::Call;
 use super::logprobs::{ChatLogprobs, CompletionLogprobs};
 use crate::engine::{FinishReason, TokenId};
 use crate::server::outcome::finish_reason_name;
@@ -14,10 +15,14 @@ use crate::text::Tokenizer;
 pub struct Content<'a> {
     pub index: usize,
     pub text: &'a str,
+    /// Only of a chat with tools.
+    pub calls: &'a [Call],
     /// Those that were generated.
     pub tokens: &'a [TokenId],
     pub scored: &'a [ScoredToken],
     pub finish_reason: Option<FinishReason>,
+    /// There is a call in it, or was one in an earlier piece.
+    pub has_calls: bool,
     /// Nothing was told of this choice before.
     pub is_first: bool,
 }
@@ -45,8 +50,11 @@ pub struct ChatChoice<'a> {
 #[derive(Serialize)]
 struct Message<'a> {
     role: &'static str,
-    content: &'a str,
+    /// `null` if there are calls and nothing else.
+    content: Option<&'a str>,
     refusal: Option<()>,
+    #[serde(skip_serializing_if = "<[Call]>::is_empty")]
+    tool_calls: &'a [Call],
 }
 
 #[derive(Serialize)]
@@ -62,7 +70,25 @@ struct Delta<'a> {
     /// Only the first chunk of a chat tells it.
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
-    content: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[Call]>::is_empty")]
+    tool_calls: &'a [Call],
+}
+
+impl<'a> Content<'a> {
+    /// The text of a chat.
+    fn spoken(&self) -> Option<&'a str> {
+        Some(self.text).filter(|text| self.calls.is_empty() || !text.is_empty())
+    }
+
+    /// Why a chat ended.
+    fn chat_finish_reason(&self) -> Option<&'static str> {
+        self.finish_reason.map(|reason| match reason {
+            FinishReason::Stop if self.has_calls => "tool_calls",
+            reason => finish_reason_name(reason),
+        })
+    }
 }
 
 const ASSISTANT: &str = "assistant";
@@ -91,11 +117,12 @@ impl<'a> ChatChoice<'a> {
             index: content.index,
             message: Message {
                 role: ASSISTANT,
-                content: content.text,
+                content: content.spoken(),
                 refusal: None,
+                tool_calls: content.calls,
             },
             logprobs: form.logprobs.then(logprobs),
-            finish_reason: content.finish_reason.map(finish_reason_name),
+            finish_reason: content.chat_finish_reason(),
         }
     }
 }
@@ -107,10 +134,11 @@ impl<'a> ChatChunkChoice<'a> {
             index: content.index,
             delta: Delta {
                 role: content.is_first.then_some(ASSISTANT),
-                content: content.text,
+                content: content.spoken(),
+                tool_calls: content.calls,
             },
             logprobs: form.logprobs.then(logprobs),
-            finish_reason: content.finish_reason.map(finish_reason_name),
+            finish_reason: content.chat_finish_reason(),
         }
     }
 }

@@ -129,6 +129,7 @@ pub async fn create(State(state): State<Arc<AppState>>, call: Call) -> Result<Re
         shape: Shape::Completion,
         mode,
         logprobs: logprobs.is_some(),
+        calls: None,
         prompt_token_ids: return_token_ids.then(|| {
             let of_choices = prompts.iter().flat_map(|prompt| vec![prompt.clone(); n]);
             of_choices.collect()

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::tool_calls;
+use super::tools::cannot_call;
 use crate::server::error::ApiError;
 use crate::server::fields::{Field, Fields, Off};
 use crate::server::openapi::schema::{array, one_of, properties, request, string};
@@ -9,7 +11,7 @@ use crate::server::openapi::schema::{array, one_of, properties, request, string}
 /// Most messages in one chat.
 const MAX_MESSAGES: usize = 4096;
 
-const ROLES: [&str; 4] = ["system", "developer", "user", "assistant"];
+const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
 /// Clients send a former answer back as they got it, with these fields null or empty.
 const UNSUPPORTED: &[(&str, &[Off])] = &[
@@ -22,17 +24,18 @@ const UNSUPPORTED: &[(&str, &[Off])] = &[
     ("reasoning_content", &[Off::Empty]),
 ];
 
-/// Reads the field `messages`: a list of `{"role", "content"}`, content as one string.
+/// Reads the field `messages`: a list of `{"role", "content"}`, content as one string. Calls of tools
+/// and their results are only for a model that `can_call`.
 ///
 /// # Errors
 /// No list, an empty one, or a message of another form.
-pub fn read(field: Field) -> Result<Value, ApiError> {
+pub fn read(field: Field, can_call: bool) -> Result<Value, ApiError> {
     let Field { path, value } = field;
     match value {
         Value::Array(list) if (1..=MAX_MESSAGES).contains(&list.len()) => {
             let list = list.into_iter().enumerate().map(|(index, value)| {
                 let path = format!("{path}[{index}]");
-                read_message(Field { path, value })
+                read_message(Field { path, value }, can_call)
             });
             list.collect::<Result<_, _>>().map(Value::Array)
         }
@@ -41,27 +44,43 @@ pub fn read(field: Field) -> Result<Value, ApiError> {
 }
 
 /// What [`read`] takes.
-pub fn schema() -> Value {
+pub fn schema(can_call: bool) -> Value {
     let part = json!({
         "type": "object",
         "required": ["type", "text"],
         "properties": {"type": {"const": "text"}, "text": string()},
         "additionalProperties": false,
     });
-    let fields = properties([
-        ("role", one_of(&ROLES)),
-        ("content", json!({"anyOf": [string(), array(part)]})),
-        ("name", string()),
-    ]);
-    json!({
-        "type": "array",
-        "items": request(&["role", "content"], fields),
-        "minItems": 1,
-        "maxItems": MAX_MESSAGES,
-    })
+    let content = json!({"anyOf": [string(), array(part)]});
+    let message = |roles: &[&str], required: &[&str], more: Vec<(&str, Value)>| {
+        let mut fields = properties([
+            ("role", one_of(roles)),
+            ("content", content.clone()),
+            ("name", string()),
+        ]);
+        fields.extend(
+            more.into_iter()
+                .map(|(name, field)| (name.to_owned(), field)),
+        );
+        request(required, fields)
+    };
+    let plain = message(&ROLES[..4], &["role", "content"], Vec::new());
+    let items = match can_call {
+        false => plain,
+        true => {
+            let calls = ("tool_calls", array(tool_calls::schema()));
+            let of_call = ("tool_call_id", string());
+            json!({"anyOf": [
+                plain,
+                message(&["assistant"], &["role", "tool_calls"], vec![calls]),
+                message(&["tool"], &["role", "content", "tool_call_id"], vec![of_call]),
+            ]})
+        }
+    };
+    json!({"type": "array", "items": items, "minItems": 1, "maxItems": MAX_MESSAGES})
 }
 
-fn read_message(field: Field) -> Result<Value, ApiError> {
+fn read_message(field: Field, can_call: bool) -> Result<Value, ApiError> {
     let path = field.path.clone();
     let mut fields = Fields::of_object(field)?;
     let missing = |name: &str| {
@@ -70,22 +89,43 @@ fn read_message(field: Field) -> Result<Value, ApiError> {
     };
     let role = fields.take(
         "role",
-        "system, developer, user or assistant",
+        "system, developer, user, assistant or tool",
         |role: &String| ROLES.contains(&role.as_str()),
     )?;
     let role = role.ok_or_else(|| missing("role"))?;
-    let content = fields
-        .take_value("content")
-        .ok_or_else(|| missing("content"))?;
-    let content = read_content(content)?;
+    let of_call = match role.as_str() {
+        "tool" if !can_call => return Err(cannot_call(format!("{path}.role"))),
+        "tool" => {
+            let id = fields.take("tool_call_id", "a string", |_: &String| true)?;
+            Some(id.ok_or_else(|| missing("tool_call_id"))?)
+        }
+        _ => None,
+    };
+    let calls = match role.as_str() {
+        "assistant" => fields.take_value("tool_calls"),
+        _ => None,
+    };
+    let calls = calls.map(|calls| tool_calls::read(calls, can_call));
+    let calls = calls.transpose()?.flatten();
+    let content = fields.take_value("content").map(read_content).transpose()?;
+    if content.is_none() && calls.is_none() {
+        return Err(missing("content"));
+    }
     let name = fields.take("name", "a string", |_: &String| true)?;
     fields.finish(UNSUPPORTED)?;
 
     // OpenAI's new name for the same thing; templates know only the old one.
     let role = if role == "developer" { "system" } else { &role };
     let mut message = json!({"role": role, "content": content});
-    if let Some(name) = name {
-        message["name"] = json!(name);
+    let more = [
+        ("name", name.map(Value::from)),
+        ("tool_calls", calls),
+        ("tool_call_id", of_call.map(Value::from)),
+    ];
+    for (name, value) in more {
+        if let Some(value) = value {
+            message[name] = value;
+        }
     }
     Ok(message)
 }
@@ -128,10 +168,8 @@ mod tests {
     use super::*;
 
     fn read_json(value: Value) -> Result<Value, ApiError> {
-        read(Field {
-            path: "messages".to_owned(),
-            value,
-        })
+        let path = "messages".to_owned();
+        read(Field { path, value }, false)
     }
 
     #[test]

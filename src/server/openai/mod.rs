@@ -7,7 +7,10 @@ pub mod tokens;
 pub mod usage;
 
 mod answer;
+mod calls;
 mod choice;
 mod logprobs;
 mod messages;
 mod stream_mode;
+mod tool_calls;
+mod tools;

@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::process::{Lost, Process};
 use crate::text::template_worker::{MAX_MEMORY_BYTES, Rendering, Reply, Setup};
-use crate::text::{SpecialTokens, TextError};
+use crate::text::{SpecialTokens, TOOL_CALL_OPEN, TextError};
 
 /// Time of one rendering: a chat as long as a body may be takes some milliseconds.
 const MAX_TIME: Duration = Duration::from_secs(5);
@@ -31,7 +31,7 @@ pub struct ChatTemplates {
     /// Bounds the processes, and so what a template can take of the machine.
     permits: Semaphore,
     max_time: Duration,
-    knows_tools: bool,
+    teaches_tool_calls: bool,
 }
 
 /// A prompt.
@@ -77,6 +77,7 @@ impl ChatTemplates {
         special: SpecialTokens,
         max_time: Duration,
     ) -> Result<Self, RenderError> {
+        let is_of_hermes = source.contains(TOOL_CALL_OPEN);
         let source = source.to_owned();
         let setup = serde_json::to_vec(&Setup { source, special });
         let mut templates = Self {
@@ -85,17 +86,18 @@ impl ChatTemplates {
             idle: Mutex::default(),
             permits: Semaphore::new(available_parallelism().map_or(1, |n| n.get())),
             max_time,
-            knows_tools: false,
+            teaches_tool_calls: false,
         };
         let (process, knows_tools) = templates.new_process().await?;
         templates.keep(process);
-        templates.knows_tools = knows_tools;
+        templates.teaches_tool_calls = knows_tools && is_of_hermes;
         Ok(templates)
     }
 
-    /// Whether the template looks at a request's tools.
-    pub fn knows_tools(&self) -> bool {
-        self.knows_tools
+    /// Whether the template looks at a request's tools, and teaches the model to call them as
+    /// `text::ToolCallParser` reads it.
+    pub fn teaches_tool_calls(&self) -> bool {
+        self.teaches_tool_calls
     }
 
     /// The prompt of a chat.
