@@ -12,7 +12,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 pub struct ClientId(u64);
 
 impl ClientId {
-    pub fn of(name: &str) -> Self {
+    pub fn of(name: impl Hash) -> Self {
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
         Self(hasher.finish())
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn accounts_go_when_they_tell_nothing_any_more() {
         let mut fairness = Fairness::default();
-        let names: Vec<ClientId> = (0..50).map(|n| ClientId::of(&n.to_string())).collect();
+        let names: Vec<ClientId> = (0..50).map(ClientId::of).collect();
         for client in &names {
             fairness.enter(*client);
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::extract::ConnectInfo;
 use axum::http::{Extensions, HeaderMap, HeaderName};
 
+use super::door::keys::KeyHolder;
 use super::error::ApiError;
 use crate::engine::ClientId;
 
@@ -24,14 +25,18 @@ impl Sender {
     /// # Errors
     /// A header has a value that it must not have.
     pub fn of(headers: &HeaderMap, extensions: &Extensions) -> Result<Self, ApiError> {
-        let client = match headers.get(FAIRNESS_ID) {
-            Some(name) => name
-                .to_str()
-                .map_err(|_| invalid(&FAIRNESS_ID, "plain text"))?
-                .to_owned(),
-            None => extensions
+        let named = headers.get(FAIRNESS_ID).map(|name| {
+            name.to_str()
+                .map_err(|_| invalid(&FAIRNESS_ID, "plain text"))
+        });
+        let named = named.transpose()?;
+        // Whoever has a key could give himself any name, and so more than one turn.
+        let client = match (extensions.get::<KeyHolder>(), named) {
+            (Some(KeyHolder(digest)), _) => ClientId::of(digest),
+            (None, Some(name)) => ClientId::of(name),
+            (None, None) => extensions
                 .get::<ConnectInfo<SocketAddr>>()
-                .map(|ConnectInfo(address)| address.ip().to_string())
+                .map(|ConnectInfo(address)| ClientId::of(address.ip()))
                 .unwrap_or_default(),
         };
         let first_token_within = headers.get(SLO_TTFT_MS).map(|value| {
@@ -44,7 +49,7 @@ impl Sender {
                 .ok_or_else(|| invalid(&SLO_TTFT_MS, "a whole number of milliseconds, at least 1"))
         });
         Ok(Self {
-            client: ClientId::of(&client),
+            client,
             first_token_within: first_token_within.transpose()?,
         })
     }
@@ -64,6 +69,14 @@ mod tests {
     use super::*;
 
     fn sender(headers: &[(HeaderName, &'static str)], peer: &str) -> Result<Sender, ApiError> {
+        sender_with_key(headers, peer, None)
+    }
+
+    fn sender_with_key(
+        headers: &[(HeaderName, &'static str)],
+        peer: &str,
+        key: Option<u8>,
+    ) -> Result<Sender, ApiError> {
         let headers = headers
             .iter()
             .map(|(name, value)| (name.clone(), HeaderValue::from_static(value)))
@@ -71,6 +84,9 @@ mod tests {
         let mut extensions = Extensions::new();
         let peer: SocketAddr = peer.parse().expect("an address");
         extensions.insert(ConnectInfo(peer));
+        if let Some(key) = key {
+            extensions.insert(KeyHolder([key; 32]));
+        }
         Sender::of(&headers, &extensions)
     }
 
@@ -82,6 +98,18 @@ mod tests {
         let named = [(FAIRNESS_ID, "team-a")];
         assert_eq!(client(&named, "10.0.0.1:5"), client(&named, "10.0.0.2:5"));
         assert_ne!(client(&named, "10.0.0.1:5"), client(&[], "10.0.0.1:5"));
+    }
+
+    #[test]
+    fn a_client_with_a_key_is_its_key_whatever_it_calls_itself() {
+        let client = |name, peer, key| {
+            let headers = [(FAIRNESS_ID, name)];
+            let sender = sender_with_key(&headers, peer, Some(key));
+            sender.expect("valid").client
+        };
+        let one = client("a", "10.0.0.1:5", 1);
+        assert_eq!(one, client("b", "10.0.0.2:5", 1));
+        assert_ne!(one, client("a", "10.0.0.1:5", 2));
     }
 
     #[test]

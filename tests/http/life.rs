@@ -74,6 +74,42 @@ fn a_client_that_leaves_before_the_first_token_is_cancelled_too() {
 }
 
 #[test]
+fn a_client_that_leaves_frees_the_blocks_of_all_its_choices_and_each_is_counted() {
+    let (runner, step) = CountingRunner::gated();
+    let server = TestServer::with(runner, &config());
+    let body = json!({
+        "messages": [{"role": "user", "content": "a".repeat(100)}], "max_tokens": 3000, "n": 3,
+        "stream": true,
+    });
+    let address = server.address;
+    let opened = thread::spawn(move || {
+        let mut connection = Connection::open(address, &post("/v1/chat/completions", body));
+        assert!(connection.next_chunk().is_some());
+        connection
+    });
+    let stats = wait_for("three choices in a step", || {
+        step.send(()).expect("the engine runs");
+        let stats = server.stats();
+        (stats["batch"]["num_running_requests"] == 3).then_some(stats)
+    });
+    assert_ne!(stats["kv_cache"]["used_blocks"], 0);
+    step.send(()).expect("the engine runs");
+    drop(opened.join().expect("an answer"));
+
+    let stats = wait_for("the cancellations", || {
+        step.send(()).expect("the engine runs");
+        let stats = server.stats();
+        (stats["requests"]["num_cancelled"] == 3).then_some(stats)
+    });
+    assert_eq!(stats["kv_cache"]["used_blocks"], 0);
+    assert_eq!(stats["batch"]["num_running_requests"], 0);
+    let metrics = server.get("/metrics").body;
+    let reason = "finished_reason=\"abort\"";
+    let aborted = sample(&metrics, "vllm:request_success_total", reason);
+    assert_eq!(aborted, 3.0);
+}
+
+#[test]
 fn a_full_queue_is_429_at_once_and_the_others_are_served() {
     let (runner, gate) = CountingRunner::gated();
     let config = candlepower::config::EngineConfig {

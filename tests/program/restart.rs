@@ -150,6 +150,53 @@ fn a_new_process_takes_the_port_under_load_and_no_request_fails() {
     assert_eq!(stats["requests"]["num_failed"], 0);
 }
 
+/// `scripts/hand-over PID` as an operator runs it, for the server at `port`.
+fn hand_over(old: &RealServer, model: &str, port: &str) -> Command {
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/hand-over"));
+    command
+        .args([&old.id().to_string(), "--port", port])
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("CANDLEPOWER", env!("CARGO_BIN_EXE_candlepower"))
+        .env("MODEL", model)
+        .env("RUST_LOG", "warn");
+    command
+}
+
+#[test]
+fn the_hand_over_script_replaces_a_server_under_load_and_stops_as_a_server_does() {
+    let model = model();
+    let mut old = RealServer::start(&[("MODEL", &model), ("REUSE_PORT", "true")]);
+    let address = old.address().to_owned();
+    let (_, port) = address.rsplit_once(':').expect("a port");
+    let clients = Clients::start(&address);
+    clients.await_answers(30);
+    let mut new = RealServer::spawn(hand_over(&old, &model, port));
+    assert_eq!(new.address(), address);
+    assert_eq!(old.exit_code(), Some(0));
+    clients.await_answers(30);
+    clients.finish();
+    new.signal("TERM");
+    assert_eq!(new.exit_code(), Some(0));
+    assert!(
+        TcpStream::connect(&address).is_err(),
+        "somebody still listens"
+    );
+}
+
+#[test]
+fn a_hand_over_to_a_server_that_does_not_start_leaves_the_old_one_alone() {
+    let model = model();
+    let old = RealServer::start(&[("MODEL", &model), ("REUSE_PORT", "true")]);
+    let (_, port) = old.address().rsplit_once(':').expect("a port");
+    let output = hand_over(&old, "no-such-model", port)
+        .output()
+        .expect("the script starts");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    ask(None, old.address(), false).expect("an answer of the old one");
+}
+
 #[test]
 fn without_reuse_port_the_port_is_not_shared() {
     let model = model();

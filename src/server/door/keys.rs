@@ -47,14 +47,15 @@ impl ApiKeys {
         !self.digests.is_empty()
     }
 
-    fn admits(&self, key: &str) -> bool {
+    /// Who has this key, if it is one of ours.
+    fn holder(&self, key: &str) -> Option<KeyHolder> {
         let digest = digest(key);
         // Every key is compared, and in full: the time tells nothing of which came close.
         let found = self
             .digests
             .iter()
             .fold(Choice::from(0), |found, known| found | known.ct_eq(&digest));
-        found.into()
+        bool::from(found).then_some(KeyHolder(digest))
     }
 
     fn guards(&self, path: &str) -> bool {
@@ -85,21 +86,28 @@ fn parse_keys(text: &str) -> anyhow::Result<Vec<ApiKey>> {
     Ok(keys)
 }
 
+/// Whose key opened the server, by its digest: goes with the request, as an extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyHolder(pub [u8; 32]);
+
 /// Lets a request pass that needs no key, or has one.
-pub async fn check(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
+pub async fn check(
+    State(state): State<Arc<AppState>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let keys = &state.served.keys;
     if !keys.guards(request.uri().path()) {
         return next.run(request).await;
     }
-    let is_admitted = bearer_token(&request).map(|key| keys.admits(key));
-    if is_admitted == Some(true) {
+    let key = bearer_token(&request);
+    let has_key = key.is_some();
+    if let Some(holder) = key.and_then(|key| keys.holder(key)) {
+        request.extensions_mut().insert(holder);
         return next.run(request).await;
     }
     state.metrics.count_unauthorized();
-    ApiError::Unauthorized {
-        has_key: is_admitted.is_some(),
-    }
-    .into_response()
+    ApiError::Unauthorized { has_key }.into_response()
 }
 
 fn bearer_token(request: &Request) -> Option<&str> {
@@ -131,9 +139,10 @@ mod tests {
             open: open.parse().expect(open),
         };
         let two = keys(&["sk-one", "sk-two"], "health");
-        assert!(two.admits("sk-one") && two.admits("sk-two"));
+        let one = two.holder("sk-one");
+        assert!(one.is_some() && one != two.holder("sk-two"));
         for wrong in ["", "sk-", "sk-one ", "sk-three"] {
-            assert!(!two.admits(wrong), "{wrong:?}");
+            assert_eq!(two.holder(wrong), None, "{wrong:?}");
         }
         assert!(two.guards("/metrics") && two.guards("/stats") && two.guards("/health/other"));
         assert!(!two.guards("/health/live"));
