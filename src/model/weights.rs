@@ -46,11 +46,21 @@ pub(super) struct OpenFile {
 impl StoredTensor {
     /// Its bytes, of its type.
     pub fn read_bytes(&self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.read_bytes_to(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The same in place of what `bytes` holds: memory that was used before is quicker to fill.
+    pub fn read_bytes_to(&self, bytes: &mut Vec<u8>) -> Result<()> {
         match &self.original {
-            None => self.read_stored(self.num_bytes),
-            Some(original) => self
-                .read_converted(original)
-                .with_context(|| format!("cannot quantise tensor {}", self.name)),
+            None => self.read_stored(self.num_bytes, bytes),
+            Some(original) => {
+                *bytes = self
+                    .read_converted(original)
+                    .with_context(|| format!("cannot quantise tensor {}", self.name))?;
+                Ok(())
+            }
         }
     }
 
@@ -79,7 +89,8 @@ impl StoredTensor {
     }
 
     fn read_converted(&self, original: &Original) -> Result<Vec<u8>> {
-        let stored = self.read_stored(original.num_bytes)?;
+        let mut stored = Vec::new();
+        self.read_stored(original.num_bytes, &mut stored)?;
         let mut bytes = Vec::with_capacity(self.num_bytes);
         let mut quantize = |values: &Tensor| -> Result<()> {
             bytes.extend_from_slice(&QTensor::quantize(values, self.dtype)?.data()?);
@@ -100,16 +111,19 @@ impl StoredTensor {
         Ok(bytes)
     }
 
-    fn read_stored(&self, num_bytes: usize) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; num_bytes];
+    fn read_stored(&self, num_bytes: usize, bytes: &mut Vec<u8>) -> Result<()> {
+        if bytes.capacity() < num_bytes {
+            // Zeros of the system's, which need not be written.
+            *bytes = vec![0; num_bytes];
+        }
+        bytes.resize(num_bytes, 0);
         self.file
             .file
-            .read_exact_at(&mut bytes, self.offset)
+            .read_exact_at(bytes, self.offset)
             .with_context(|| {
                 let path = self.file.path.display();
                 format!("cannot read tensor {} of {path}; fetch it again", self.name)
-            })?;
-        Ok(bytes)
+            })
     }
 }
 

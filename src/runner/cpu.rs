@@ -16,7 +16,7 @@ mod linear;
 use anyhow::{Context, Result, ensure};
 
 use self::layer::{Layer, Norm};
-use self::linear::pack_table;
+use self::linear::Packer;
 use super::{KvLayout, Logits, RaggedBatch, Runner, memory};
 use crate::kernels::{
     Activations, AttentionBatch, AttentionPlan, AttentionShape, Compute, Epilogue, Isa, KvShape,
@@ -92,17 +92,24 @@ impl CpuRunner {
         )?;
         let pool = Pool::new(num_threads).context("cannot start the compute threads")?;
         let compute = Compute::new(isa, pool);
-        let pack = |tensor: &StoredTensor| pack_table(&compute, tensor);
+        let mut packer = Packer::new(&compute);
+        // The largest first, while there is nothing else in memory beside what is read.
+        let mut pack = |tensor: &StoredTensor| packer.table(tensor);
+        let token_embedding = pack(&weights.token_embedding)?;
+        let position_embedding = weights.position_embedding.as_ref().map(&mut pack);
+        let position_embedding = position_embedding.transpose()?;
+        let head = weights.head.as_ref().map(pack).transpose()?;
+        packer.forget();
         let layers = weights.layers.iter();
         let kv_shape = kv_shape(spec, kv.kv_type, num_slots);
         Ok(Self {
-            token_embedding: pack(&weights.token_embedding)?,
-            position_embedding: weights.position_embedding.as_ref().map(pack).transpose()?,
+            token_embedding,
+            position_embedding,
             layers: layers
-                .map(|layer| Layer::load(&compute, spec, layer, kv_shape))
+                .map(|layer| Layer::load(&mut packer, spec, layer, kv_shape))
                 .collect::<Result<_>>()?,
             final_norm: Norm::load(spec, &weights.final_norm)?,
-            head: weights.head.as_ref().map(pack).transpose()?,
+            head,
             attention: AttentionShape {
                 num_heads: spec.num_heads,
                 num_kv_heads: spec.num_kv_heads,

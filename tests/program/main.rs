@@ -3,6 +3,7 @@
 mod faithful;
 mod keys;
 mod log;
+mod memory;
 mod quantize;
 mod real_model;
 mod restart;

@@ -82,6 +82,10 @@ impl RealServer {
         self.child.id()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal, such as `TERM`.
     pub fn signal(&self, name: &str) {
         signal(&self.child.id().to_string(), name);

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::linear::{Linear, read_vector};
+use super::linear::{Linear, Packer, read_vector};
 use super::{Scratch, attention_batch};
 use crate::kernels::{
     self, Activations, AttentionShape, Compute, Epilogue, HeadTransform, KvShape, KvStorage, Needs,
@@ -60,7 +60,7 @@ impl Norm {
 
 impl Layer {
     pub fn load(
-        compute: &Compute,
+        packer: &mut Packer<'_>,
         spec: &ModelSpec,
         weights: &LayerWeights,
         kv: KvShape,
@@ -68,17 +68,17 @@ impl Layer {
         let in_order = &|row| row;
         let head_norm = |weight: &Option<_>| weight.as_ref().map(read_vector).transpose();
         let up = match spec.mlp {
-            Mlp::Gated(_) => Linear::load_halves(compute, &weights.up)?,
-            Mlp::Plain(_) => Linear::load(compute, &weights.up, in_order)?,
+            Mlp::Gated(_) => packer.halves(&weights.up)?,
+            Mlp::Plain(_) => packer.linear(&weights.up, in_order)?,
         };
         Ok(Self {
             attention_norm: Norm::load(spec, &weights.attention_norm)?,
-            qkv: Linear::load(compute, &weights.qkv, &|row| stored_row(spec, row))?,
+            qkv: packer.linear(&weights.qkv, &|row| stored_row(spec, row))?,
             head_norms: head_norm(&weights.q_norm)?.zip(head_norm(&weights.k_norm)?),
-            output: Linear::load(compute, &weights.output, in_order)?,
+            output: packer.linear(&weights.output, in_order)?,
             mlp_norm: Norm::load(spec, &weights.mlp_norm)?,
             up,
-            down: Linear::load(compute, &weights.down, in_order)?,
+            down: packer.linear(&weights.down, in_order)?,
             kv: KvStorage::new(kv),
         })
     }

@@ -17,22 +17,35 @@ pub(super) struct Linear {
 /// Which stored row an output of the layer comes from.
 pub(super) type RowMap<'a> = &'a (dyn Fn(usize) -> usize + Sync);
 
-impl Linear {
-    /// Packs outputs `pieces[0]..`, `pieces[1]..` and so on as parts of their own.
+/// Packs matrices, each of which it reads into the same memory.
+pub(super) struct Packer<'a> {
+    compute: &'a Compute,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Packer<'a> {
+    pub fn new(compute: &'a Compute) -> Self {
+        let bytes = Vec::new();
+        Self { compute, bytes }
+    }
+
+    /// Packs each tensor of a layer as a part of its own.
     ///
     /// # Errors
     /// If a tensor cannot be read, or is of a kind that cannot be packed.
-    pub fn load(compute: &Compute, linear: &LinearWeights, row: RowMap<'_>) -> Result<Self> {
+    pub fn linear(&mut self, linear: &LinearWeights, row: RowMap<'_>) -> Result<Linear> {
+        let compute = self.compute;
         let mut first = 0;
         let mut parts = Vec::with_capacity(linear.weights.len());
         for tensor in &linear.weights {
             let outputs = tensor.num_elements() as usize / linear.in_features;
             let transposed = linear.is_in_by_out.then_some(outputs);
-            let source = Source::read(tensor, linear.in_features, transposed)?;
-            parts.push(source.pack(compute, outputs, |output| row(first + output) - first));
+            let source = self.read(tensor, linear.in_features, transposed)?;
+            let row = |output| row(first + output) - first;
+            parts.push(source.pack(compute, outputs, row));
             first += outputs;
         }
-        Ok(Self {
+        Ok(Linear {
             parts,
             bias: read_bias(linear, row)?,
         })
@@ -41,20 +54,102 @@ impl Linear {
     /// The two halves of a layer as matrices of their own: gate and up.
     ///
     /// # Errors
-    /// As [`Linear::load`].
-    pub fn load_halves(compute: &Compute, linear: &LinearWeights) -> Result<Self> {
-        let mut halves = Self::load(compute, linear, &|row| row)?;
-        if let [both] = linear.weights.as_slice() {
-            let outputs = linear.out_features / 2;
-            let transposed = linear.is_in_by_out.then_some(linear.out_features);
-            let source = Source::read(both, linear.in_features, transposed)?;
-            halves.parts = [0, outputs]
-                .map(|first| source.pack(compute, outputs, |output| first + output))
-                .into();
-        }
-        Ok(halves)
+    /// As [`Packer::linear`].
+    pub fn halves(&mut self, linear: &LinearWeights) -> Result<Linear> {
+        let in_order: RowMap<'_> = &|row| row;
+        let [both] = linear.weights.as_slice() else {
+            return self.linear(linear, in_order);
+        };
+        let compute = self.compute;
+        let outputs = linear.out_features / 2;
+        let transposed = linear.is_in_by_out.then_some(linear.out_features);
+        let source = self.read(both, linear.in_features, transposed)?;
+        let halves = [0, outputs];
+        let parts = halves.map(|first| source.pack(compute, outputs, |row| first + row));
+        Ok(Linear {
+            parts: parts.into(),
+            bias: read_bias(linear, in_order)?,
+        })
     }
 
+    /// Packs a table (rows, in_features).
+    ///
+    /// # Errors
+    /// As [`Packer::linear`].
+    pub fn table(&mut self, tensor: &StoredTensor) -> Result<PackedMatrix> {
+        let compute = self.compute;
+        let source = self.read(tensor, tensor.shape[1], None)?;
+        Ok(source.pack(compute, tensor.shape[0], |row| row))
+    }
+
+    /// Gives back the memory, which is as much as the largest matrix so far has.
+    pub fn forget(&mut self) {
+        self.bytes = Vec::new();
+    }
+
+    fn read(
+        &mut self,
+        tensor: &StoredTensor,
+        inputs: usize,
+        transposed_outputs: Option<usize>,
+    ) -> Result<Source<'_>> {
+        let (format, panel_format) = match source_format(tensor.dtype) {
+            Some(format) => {
+                tensor.read_bytes_to(&mut self.bytes)?;
+                (format, PanelFormat::of(format))
+            }
+            // Formats without panels of their own become f16: exact enough, but not as small.
+            None => {
+                let values = read_vector(tensor)?;
+                self.bytes.clear();
+                self.bytes
+                    .extend(values.iter().flat_map(|value| value.to_le_bytes()));
+                (SourceFormat::F32, PanelFormat::F16)
+            }
+        };
+        ensure!(
+            panel_format.is_dense() || transposed_outputs.is_none(),
+            "tensor {} is quantised along its outputs, which is not supported",
+            tensor.name
+        );
+        let bytes = &self.bytes;
+        let matrix = SourceMatrix {
+            format,
+            bytes,
+            inputs,
+            transposed_outputs,
+        };
+        Ok(Source {
+            matrix,
+            panel_format,
+        })
+    }
+}
+
+/// A tensor on its way from the file to panels.
+struct Source<'a> {
+    matrix: SourceMatrix<'a>,
+    panel_format: PanelFormat,
+}
+
+impl Source<'_> {
+    fn pack(
+        &self,
+        compute: &Compute,
+        outputs: usize,
+        source_row: impl Fn(usize) -> usize + Sync,
+    ) -> PackedMatrix {
+        PackedMatrix::pack(
+            compute,
+            &self.matrix,
+            self.panel_format,
+            outputs,
+            source_row,
+        )
+    }
+}
+
+impl Linear {
     pub fn needs(&self) -> Needs {
         needs(&self.parts)
     }
@@ -89,12 +184,6 @@ pub(super) fn read_vector(tensor: &StoredTensor) -> Result<Vec<f32>> {
     Ok(tensor.read_f32()?.flatten_all()?.to_vec1()?)
 }
 
-/// Packs a table (rows, in_features).
-pub(super) fn pack_table(compute: &Compute, tensor: &StoredTensor) -> Result<PackedMatrix> {
-    let source = Source::read(tensor, tensor.shape[1], None)?;
-    Ok(source.pack(compute, tensor.shape[0], |row| row))
-}
-
 /// Bytes that a tensor takes once packed, about: padding of odd sizes left out.
 pub(super) fn packed_bytes(tensor: &StoredTensor) -> u64 {
     match source_format(tensor.dtype) {
@@ -103,62 +192,6 @@ pub(super) fn packed_bytes(tensor: &StoredTensor) -> u64 {
         }
         Some(_) => tensor.num_bytes as u64,
         None => tensor.num_elements() * size_of::<half::f16>() as u64,
-    }
-}
-
-/// The bytes of a tensor, on their way from the file to panels.
-struct Source {
-    bytes: Vec<u8>,
-    format: SourceFormat,
-    panel_format: PanelFormat,
-    inputs: usize,
-    transposed_outputs: Option<usize>,
-}
-
-impl Source {
-    fn read(tensor: &StoredTensor, inputs: usize, transposed: Option<usize>) -> Result<Self> {
-        let source = match source_format(tensor.dtype) {
-            Some(format) => Self {
-                bytes: tensor.read_bytes()?,
-                format,
-                panel_format: PanelFormat::of(format),
-                inputs,
-                transposed_outputs: transposed,
-            },
-            // Formats without panels of their own become f16: exact enough, but not as small.
-            None => Self {
-                bytes: read_vector(tensor)?
-                    .iter()
-                    .flat_map(|value| value.to_le_bytes())
-                    .collect(),
-                format: SourceFormat::F32,
-                panel_format: PanelFormat::F16,
-                inputs,
-                transposed_outputs: transposed,
-            },
-        };
-        let is_dense = source.panel_format.is_dense();
-        ensure!(
-            is_dense || transposed.is_none(),
-            "tensor {} is quantised along its outputs, which is not supported",
-            tensor.name
-        );
-        Ok(source)
-    }
-
-    fn pack(
-        &self,
-        compute: &Compute,
-        outputs: usize,
-        source_row: impl Fn(usize) -> usize + Sync,
-    ) -> PackedMatrix {
-        let matrix = SourceMatrix {
-            format: self.format,
-            bytes: &self.bytes,
-            inputs: self.inputs,
-            transposed_outputs: self.transposed_outputs,
-        };
-        PackedMatrix::pack(compute, &matrix, self.panel_format, outputs, source_row)
     }
 }
 
