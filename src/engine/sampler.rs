@@ -1,13 +1,17 @@
 //! From one row of logits to the next token.
 //!
-//! Order: bias, penalties, temperature, min_p, top_k, top_p, draw. The vocabulary is never sorted as a
-//! whole: top_k selects, and top_p sorts only as many of the most likely tokens as it keeps.
+//! Order: bias, penalties, temperature, min_p, top_k, top_p, draw. The vocabulary is looked at once, as
+//! blocks of logits whose maxima then say where the likely tokens are; it is never sorted as a whole.
+//! Only a total over all tokens, for top_p or for a draw among all, takes a second look.
+
+mod row;
 
 use std::collections::HashMap;
 
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use self::row::{Candidate, Row, draw};
 use super::request::{SamplingParams, TokenId};
 
 /// Temperatures below this are greedy: dividing by them would overflow.
@@ -70,18 +74,20 @@ impl SamplerState {
 #[error("the model's logits are not finite")]
 pub(super) struct NotFinite;
 
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    /// Probability relative to the most likely token, before normalisation.
-    weight: f32,
-    id: TokenId,
-}
-
 /// Samples for all sequences; holds only scratch memory.
 #[derive(Debug, Default)]
 pub(super) struct Sampler {
     logits: Vec<f32>,
+    scratch: Scratch,
+}
+
+#[derive(Debug, Default)]
+struct Scratch {
+    /// Of each block.
+    maxima: Vec<f32>,
     candidates: Vec<Candidate>,
+    /// Maxima to select from, or sums of weights.
+    of_blocks: Vec<f32>,
 }
 
 impl Sampler {
@@ -92,12 +98,12 @@ impl Sampler {
         state: &mut SamplerState,
     ) -> Result<TokenId, NotFinite> {
         if !state.edits_logits() {
-            return choose(logits, state, &mut self.candidates);
+            return choose(logits, state, &mut self.scratch);
         }
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         state.edit(&mut self.logits);
-        let id = choose(&self.logits, state, &mut self.candidates)?;
+        let id = choose(&self.logits, state, &mut self.scratch)?;
         if state.has_penalties() {
             *state.output_counts.entry(id).or_insert(0) += 1;
         }
@@ -108,105 +114,30 @@ impl Sampler {
 fn choose(
     logits: &[f32],
     state: &mut SamplerState,
-    candidates: &mut Vec<Candidate>,
+    scratch: &mut Scratch,
 ) -> Result<TokenId, NotFinite> {
-    let max = finite_max(logits)?;
-    if state.params.temperature < GREEDY_BELOW {
-        let id = logits.iter().position(|&logit| logit == max);
-        return Ok(id.expect("bug: the maximum is not in its row") as TokenId);
+    let params = &state.params;
+    let row = Row::look(logits, params.temperature, &mut scratch.maxima)?;
+    let Scratch {
+        candidates,
+        of_blocks,
+        ..
+    } = scratch;
+    if params.temperature < GREEDY_BELOW {
+        Ok(row.first_maximum())
+    } else if params.top_k == 0 && params.top_p == 1.0 && params.min_p == 0.0 {
+        Ok(row.draw(of_blocks, &mut state.rng))
+    } else {
+        row.keep_candidates(params, candidates, of_blocks);
+        Ok(draw(candidates, &mut state.rng))
     }
-    keep_candidates(logits, max, &state.params, candidates);
-    Ok(draw(candidates, &mut state.rng))
-}
-
-fn finite_max(logits: &[f32]) -> Result<f32, NotFinite> {
-    let mut max = f32::NEG_INFINITY;
-    let mut any_nan = false;
-    for &logit in logits {
-        any_nan |= logit.is_nan();
-        max = if logit > max { logit } else { max };
-    }
-    (max.is_finite() && !any_nan)
-        .then_some(max)
-        .ok_or(NotFinite)
-}
-
-fn keep_candidates(
-    logits: &[f32],
-    max: f32,
-    params: &SamplingParams,
-    candidates: &mut Vec<Candidate>,
-) {
-    candidates.clear();
-    let scale = 1.0 / params.temperature;
-    candidates.extend(logits.iter().enumerate().filter_map(|(id, &logit)| {
-        let weight = ((logit - max) * scale).exp();
-        (weight >= params.min_p && weight > 0.0).then_some(Candidate {
-            weight,
-            id: id as TokenId,
-        })
-    }));
-    if params.top_k > 0 && params.top_k < candidates.len() {
-        candidates.select_nth_unstable_by(params.top_k - 1, more_likely);
-        candidates.truncate(params.top_k);
-    }
-    if params.top_p < 1.0 {
-        keep_top_p(params.top_p, candidates);
-    }
-}
-
-/// Keeps the fewest most likely candidates whose share reaches `top_p`, at least one.
-fn keep_top_p(top_p: f32, candidates: &mut Vec<Candidate>) {
-    const FIRST_RUN: usize = 64;
-    let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
-    let wanted = total * f64::from(top_p);
-    let mut reached = 0.0;
-    let mut sorted = 0;
-    let mut run = FIRST_RUN;
-    while sorted < candidates.len() {
-        let rest = &mut candidates[sorted..];
-        let run_len = run.min(rest.len());
-        if run_len < rest.len() {
-            rest.select_nth_unstable_by(run_len, more_likely);
-        }
-        rest[..run_len].sort_unstable_by(more_likely);
-        for (offset, candidate) in rest[..run_len].iter().enumerate() {
-            reached += f64::from(candidate.weight);
-            if reached >= wanted {
-                candidates.truncate(sorted + offset + 1);
-                return;
-            }
-        }
-        sorted += run_len;
-        run *= 4;
-    }
-}
-
-/// Descending by weight; equal weights in the order of ids, so that the outcome is one.
-fn more_likely(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id))
-}
-
-fn draw(candidates: &[Candidate], rng: &mut ChaCha8Rng) -> TokenId {
-    let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
-    let mut left = rng.random::<f64>() * total;
-    for candidate in candidates {
-        left -= f64::from(candidate.weight);
-        if left < 0.0 {
-            return candidate.id;
-        }
-    }
-    // Rounding can leave a rest behind the last candidate.
-    candidates
-        .last()
-        .expect("bug: the most likely token was dropped")
-        .id
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::row::{BLOCK, more_likely};
     use super::*;
 
     fn sample_with(params: SamplingParams, prompt: &[TokenId], logits: &[f32]) -> TokenId {
@@ -374,9 +305,10 @@ mod tests {
             min_p in prop_oneof![Just(0.0f32), 0.0..0.5f32],
         ) {
             let params = SamplingParams { temperature: 1.3, top_k, top_p, min_p, ..sampled(1.3) };
-            let max = finite_max(&logits).expect("finite");
-            let mut candidates = Vec::new();
-            keep_candidates(&logits, max, &params, &mut candidates);
+            let mut maxima = Vec::new();
+            let row = Row::look(&logits, params.temperature, &mut maxima).expect("finite");
+            let (mut candidates, mut of_blocks) = (Vec::new(), Vec::new());
+            row.keep_candidates(&params, &mut candidates, &mut of_blocks);
             let mut kept: Vec<_> = candidates.iter().map(|c| c.id).collect();
             kept.sort_unstable();
             let naive = naive_kept(&logits, &params);
@@ -384,6 +316,39 @@ mod tests {
             prop_assert!(kept.len().abs_diff(naive.len()) <= 1, "{kept:?} {naive:?}");
             let common = kept.iter().filter(|id| naive.contains(id)).count();
             prop_assert_eq!(common, kept.len().min(naive.len()));
+        }
+    }
+
+    #[test]
+    fn draws_among_all_tokens_are_as_likely_as_the_tokens() {
+        const DRAWS: usize = 100_000;
+        // Over several blocks, one of them incomplete; the rest is far less likely.
+        let mut logits = vec![-40.0; 2 * BLOCK + 30];
+        let shares = [
+            (3, 0.5f32),
+            (BLOCK, 0.25),
+            (BLOCK + 17, 0.125),
+            (2 * BLOCK + 29, 0.125),
+        ];
+        for (id, share) in shares {
+            logits[id] = share.ln();
+        }
+        let mut state = SamplerState::new(sampled(1.0), &[]);
+        let mut sampler = Sampler::default();
+        let mut counts = vec![0; logits.len()];
+        for _ in 0..DRAWS {
+            let id = sampler.sample(&logits, &mut state).expect("finite");
+            counts[id as usize] += 1;
+        }
+        for (id, share) in shares {
+            let expected = DRAWS as f32 * share;
+            // Five standard deviations.
+            let tolerance = 5.0 * (expected * (1.0 - share)).sqrt();
+            assert!(
+                (counts[id] as f32 - expected).abs() < tolerance,
+                "{id}: {}",
+                counts[id]
+            );
         }
     }
 }
