@@ -1,9 +1,18 @@
 //! Speed of whole steps of a model, and with `--compare` beside the reference runner, interleaved.
 //!
-//! `cargo bench --bench step -- models/NAME.gguf [--compare]`, threads from `NUM_THREADS`, instruction
+//! `cargo bench --bench step -- models/NAME.gguf [--compare] [--served]`, threads from `NUM_THREADS`, instruction
 //! set from `CPU_ISA`, type of K and V from `KV_CACHE_TYPE`, some of the steps alone by
 //! `ONLY=prefill`. Times are medians of the repeats, with the best in brackets; a ratio is that of the
 //! medians.
+//!
+//! With `--served` it is the program that runs, and streams to clients over HTTP; printed is what share
+//! of a step is not the runner's.
+
+#[path = "step/served.rs"]
+mod served;
+#[path = "../tests/program/server.rs"]
+#[allow(dead_code, reason = "shared with tests, which use more of it")]
+mod server;
 
 use std::time::{Duration, Instant};
 
@@ -27,9 +36,13 @@ fn main() -> anyhow::Result<()> {
         .filter(|arg| !arg.starts_with('-'))
         .peekable();
     if paths.peek().is_none() {
-        println!("usage: cargo bench --bench step -- models/NAME.gguf...");
+        println!("usage: cargo bench --bench step -- [--compare] [--served] models/NAME.gguf...");
     }
     for path in paths {
+        if std::env::args().any(|arg| arg == "--served") {
+            served::measure(path.as_ref());
+            continue;
+        }
         measure(&load(&ModelFiles::Gguf(path.into()))?, compares)?;
     }
     Ok(())

@@ -53,6 +53,9 @@ pub struct BatchStats {
     pub num_generated_tokens: u64,
     /// Steps that broke; their requests failed, and the engine began afresh.
     pub num_failed_steps: u64,
+    /// Of rounds with work in them: taking requests, steps, publishing.
+    pub busy_time_ms: f64,
+    /// The part of `busy_time_ms` from planning a step to its last token.
     pub step_time_ms: f64,
     /// The part of `step_time_ms` spent in the runner.
     pub forward_time_ms: f64,

@@ -90,6 +90,7 @@ pub fn start(
         plan: StepPlan::default(),
         batch: RaggedBatch::default(),
         stats: worker_stats,
+        round_start: Instant::now(),
         last_completion: None,
         cost: StepCost::default(),
         output_tokens: Mean::default(),
@@ -189,6 +190,8 @@ struct Worker {
     plan: StepPlan,
     batch: RaggedBatch,
     stats: EngineStats,
+    /// When the engine found work, or ended a round of it.
+    round_start: Instant,
     last_completion: Option<Instant>,
     cost: StepCost,
     output_tokens: Mean,
@@ -223,6 +226,10 @@ impl Worker {
                 }
                 self.shared.heartbeat.beat();
             }
+            // What publishing takes counts in the next round.
+            let round_end = Instant::now();
+            let round = round_end - std::mem::replace(&mut self.round_start, round_end);
+            self.stats.batch.busy_time_ms += milliseconds(round);
             self.publish_stats();
             self.publish_load();
             if self.num_failures_in_a_row == MAX_FAILURES_IN_A_ROW {
@@ -246,6 +253,7 @@ impl Worker {
             };
             self.scheduler.enqueue(first);
             self.wait_for_company();
+            self.round_start = Instant::now();
             self.shared.heartbeat.beat();
         }
         // Without senders, what still runs has lost its clients and ends now.
