@@ -193,12 +193,12 @@ impl Ceilings {
     fn measure(compute: &Compute) -> Self {
         const ITERATIONS: usize = 20_000;
         let parts = compute.pool().num_threads() * 16;
-        // SAFETY: compute's instruction set is there, and the loop is of no wider one.
         let measure = |(kernel, macs): Loop| {
             let time = best(20, || {
-                compute
-                    .pool()
-                    .for_each(parts, 1, |_| unsafe { kernel(ITERATIONS) });
+                compute.pool().for_each(parts, 1, |_| {
+                    // SAFETY: compute's instruction set is there, and the loop is of no wider one.
+                    unsafe { kernel(ITERATIONS) };
+                });
             });
             (parts * ITERATIONS * macs) as f64 / time.as_secs_f64() / 1e9
         };
@@ -288,7 +288,7 @@ mod peak {
         10,
         _mm256_setzero_ps(),
         _mm256_set1_ps(black_box(0.5)),
-        |sum, x| { _mm256_fmadd_ps(x, x, *sum) }
+        |sum, x| _mm256_fmadd_ps(x, x, *sum)
     );
     peak!(
         f32_avx512,
@@ -296,7 +296,7 @@ mod peak {
         10,
         _mm512_setzero_ps(),
         _mm512_set1_ps(black_box(0.5)),
-        |sum, x| { _mm512_fmadd_ps(x, x, *sum) }
+        |sum, x| _mm512_fmadd_ps(x, x, *sum)
     );
     peak!(
         bytes_vnni,
@@ -304,7 +304,7 @@ mod peak {
         10,
         _mm512_setzero_si512(),
         _mm512_set1_epi32(black_box(3)),
-        |sum, x| { _mm512_dpbusd_epi32(*sum, x, x) }
+        |sum, x| _mm512_dpbusd_epi32(*sum, x, x)
     );
     peak!(
         bf16_avx512,
