@@ -21,6 +21,9 @@ const LOUD: f32 = 1.0;
 /// Rows whose loud groups one word tells: kernels take at most as many at once.
 pub(super) const RUN_ROWS: usize = u64::BITS as usize;
 
+/// Rows whose bf16 lie together.
+pub(super) const BF16_ROWS: usize = 16;
+
 /// Elements that share a scale, in activations and weights alike.
 pub const CODE_GROUP: usize = 32;
 
@@ -101,7 +104,7 @@ pub struct Activations {
     /// From a group of a row to its next one, in codes and scales.
     row_stride: usize,
     values: Vec<f32>,                  // (num_rows, row_len)
-    bf16_pairs: Vec<u32>,              // (num_rows, row_len / 2), the first in the lower half
+    bf16_pairs: Vec<u32>,              // (num_rows / 16, row_len / 2, 16)
     codes: Vec<[i8; CODE_GROUP]>,      // (row_len / 32, row_stride)
     scales: Vec<GroupScale>,           // (row_len / 32, row_stride)
     fine_codes: Vec<[i8; CODE_GROUP]>, // (row_len / 32, row_stride), set where loud
@@ -136,9 +139,14 @@ impl Activations {
         &mut self.values[..self.num_rows * self.row_len]
     }
 
-    /// Two values in bf16 each; after an odd last one stands 0. (num_rows, row_len / 2)
-    pub(super) fn bf16_pairs(&self) -> &[u32] {
-        &self.bf16_pairs[..self.num_rows * self.row_len.div_ceil(2)]
+    /// Rows from `first` on, a multiple of [`BF16_ROWS`], two values in bf16 each, the first in the
+    /// lower half; after an odd last one stands 0. Those of [`BF16_ROWS`] rows, or of the rest, lie
+    /// together: a kernel reads one stream, where the rows of a power of two would fall into the
+    /// same few sets of the cache. (num_rows / BF16_ROWS, row_len / 2, BF16_ROWS)
+    pub(super) fn bf16_pairs(&self, first: usize) -> &[u32] {
+        debug_assert!(first.is_multiple_of(BF16_ROWS));
+        let row_pairs = self.row_len.div_ceil(2);
+        &self.bf16_pairs[first * row_pairs..self.num_rows * row_pairs]
     }
 
     /// A group of a row as `quantize` left it, and where it is loud what that left over.
@@ -230,9 +238,16 @@ impl Activations {
                     quantize::quantize_row(isa, &codes, row, values);
                 }
                 if needs_bf16 {
-                    // SAFETY: as above.
-                    let pairs = unsafe { bf16_pairs.part(row * pairs_len..(row + 1) * pairs_len) };
-                    round_row(isa, pairs, values);
+                    let first = row / BF16_ROWS * BF16_ROWS;
+                    let start = first * pairs_len + row % BF16_ROWS;
+                    // Each row has places of its own, and is visited once.
+                    round_row(
+                        isa,
+                        &bf16_pairs,
+                        start,
+                        BF16_ROWS.min(num_rows - first),
+                        values,
+                    );
                 }
             }
         });
@@ -283,14 +298,18 @@ struct SharedCodes<'a> {
 }
 
 for_each_isa! {
-    /// Rounds a row to bf16.
-    fn round_row(pairs: &mut [u32], values: &[f32]) {
+    /// Rounds a row to bf16, to every `stride`-th place from `start` on, which nobody else uses
+    /// meanwhile.
+    fn round_row(pairs: &SharedMut<'_, u32>, start: usize, stride: usize, values: &[f32]) {
         let (twos, last) = values.as_chunks::<2>();
-        for (pair, [first, second]) in pairs.iter_mut().zip(twos) {
-            *pair = upper_bf16(*first) >> 16 | upper_bf16(*second);
+        for (i, [first, second]) in twos.iter().enumerate() {
+            let pair = upper_bf16(*first) >> 16 | upper_bf16(*second);
+            // SAFETY: as the caller promises.
+            unsafe { pairs.write(start + i * stride, pair) };
         }
-        if let ([value], Some(pair)) = (last, pairs.last_mut()) {
-            *pair = upper_bf16(*value) >> 16;
+        if let [value] = last {
+            // SAFETY: as above.
+            unsafe { pairs.write(start + twos.len() * stride, upper_bf16(*value) >> 16) };
         }
     }
 }
@@ -417,10 +436,12 @@ mod tests {
         ]);
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             for len in [values.len() - 1, values.len()] {
-                let mut pairs = vec![u32::MAX; len.div_ceil(2)];
-                round_row(isa, &mut pairs, &values[..len]);
-                for (i, pair) in pairs.into_iter().enumerate() {
-                    for (half, bits) in [pair as u16, (pair >> 16) as u16].into_iter().enumerate() {
+                let mut pairs = vec![u32::MAX; 3 * len.div_ceil(2)];
+                round_row(isa, &SharedMut::new(&mut pairs), 1, 3, &values[..len]);
+                for (i, [before, pair, after]) in pairs.as_chunks::<3>().0.iter().enumerate() {
+                    assert_eq!([before, after], [&u32::MAX; 2], "{isa}: a neighbour");
+                    for (half, bits) in [*pair as u16, (pair >> 16) as u16].into_iter().enumerate()
+                    {
                         let value = values[..len].get(2 * i + half).copied().unwrap_or(0.0);
                         let (rounded, expected) =
                             (half::bf16::from_bits(bits), half::bf16::from_f32(value));

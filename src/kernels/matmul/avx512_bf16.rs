@@ -6,42 +6,44 @@
 use std::arch::x86_64::*;
 
 use super::Sums;
-use crate::kernels::activations::Activations;
+use crate::kernels::activations::{Activations, BF16_ROWS};
 use crate::kernels::packed::{LANES, PANEL_ROWS, Panel};
+
+/// Bytes that are asked for ahead: a page, before which the hardware does not look.
+const AHEAD_BYTES: usize = 4096;
 
 /// Adds rows from `first` on times one panel of bf16.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) fn multiply(panel: &Panel<'_>, x: &Activations, first: usize, mut sums: &mut Sums) {
-    let len = panel.inputs.div_ceil(2);
-    let mut x = &x.bf16_pairs()[first * len..];
-    while !sums.is_empty() {
-        let rows = match sums.len() {
-            16.. => multiply_rows::<16>(panel, x, sums),
-            8.. => multiply_rows::<8>(panel, x, sums),
-            4.. => multiply_rows::<4>(panel, x, sums),
-            3 => multiply_rows::<3>(panel, x, sums),
-            2 => multiply_rows::<2>(panel, x, sums),
-            _ => multiply_rows::<1>(panel, x, sums),
-        };
-        (x, sums) = (&x[rows * len..], &mut sums[rows..]);
+pub(super) fn multiply(panel: &Panel<'_>, x: &Activations, first: usize, sums: &mut Sums) {
+    let row_pairs = panel.inputs.div_ceil(2);
+    let blocks = x.bf16_pairs(first).chunks(BF16_ROWS * row_pairs);
+    for (sums, x) in sums.chunks_mut(BF16_ROWS).zip(blocks) {
+        macro_rules! multiply_rows_of {
+            ($($rows:literal)*) => {
+                match sums.len() {
+                    $($rows => multiply_rows::<$rows>(panel, x, sums),)*
+                    rows => unreachable!("bug: a block of {rows} rows"),
+                }
+            };
+        }
+        multiply_rows_of!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
     }
 }
 
-/// Multiplies the first `R` rows, and says how many that were.
+/// Multiplies a block of `R` rows.
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn multiply_rows<const R: usize>(panel: &Panel<'_>, x: &[u32], results: &mut Sums) -> usize {
-    let len = panel.inputs.div_ceil(2);
-    let x: [&[u32]; R] = std::array::from_fn(|r| &x[r * len..][..len]);
-    let weights = &panel.codes.as_chunks::<LANES>().0[..len];
+fn multiply_rows<const R: usize>(panel: &Panel<'_>, x: &[u32], results: &mut Sums) {
+    let x = x.as_chunks::<R>().0;
+    let weights = panel.codes.as_chunks::<LANES>().0;
     let mut sums = [_mm512_setzero_ps(); R];
-    for (pair, weights) in weights.iter().enumerate() {
+    for (weights, x) in weights.iter().zip(x) {
+        let weights = weights.as_ptr();
+        _mm_prefetch::<_MM_HINT_T0>(weights.wrapping_add(AHEAD_BYTES).cast());
         // SAFETY: 64 bytes are there, and any bits are 32 bf16.
-        let weights: __m512bh =
-            unsafe { std::mem::transmute(_mm512_loadu_si512(weights.as_ptr().cast())) };
+        let weights: __m512bh = unsafe { std::mem::transmute(_mm512_loadu_si512(weights.cast())) };
         for r in 0..R {
-            let two = _mm512_set1_epi32(x[r][pair] as i32);
             // SAFETY: any bits are 32 bf16.
-            let two: __m512bh = unsafe { std::mem::transmute(two) };
+            let two: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi32(x[r] as i32)) };
             sums[r] = _mm512_dpbf16_ps(sums[r], weights, two);
         }
     }
@@ -50,5 +52,4 @@ fn multiply_rows<const R: usize>(panel: &Panel<'_>, x: &[u32], results: &mut Sum
         // SAFETY: 16 f32 are there; the store may be unaligned.
         unsafe { _mm512_storeu_ps(results.as_mut_ptr(), sums) };
     }
-    R
 }
