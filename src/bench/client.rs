@@ -27,6 +27,10 @@ use super::workload::Prompt;
 /// Most bytes of an answer that is not a stream.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
+/// A connection that was idle for longer is not used again. Servers close them after 5 s (uvicorn,
+/// cpp-httplib), and a request that is sent at that moment would fail by the client's fault.
+const IDLE_MAX: Duration = Duration::from_secs(3);
+
 /// Limit for the questions beside the measurement: models, stats, health.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -68,7 +72,9 @@ impl Client {
     pub fn new(endpoint: Endpoint, api_key: Option<ApiKey>) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        let http = HttpClient::builder(TokioExecutor::new()).build(connector);
+        let http = HttpClient::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE_MAX)
+            .build(connector);
         Self {
             http,
             endpoint,

@@ -29,10 +29,10 @@ pub fn use_cases(record: &Record) -> String {
     text
 }
 
-/// Latency by class of sequence length, and how it grows from the first.
+/// Latency by class of sequence length, and how it grows from the shortest.
 pub fn sequence_lengths(record: &Record) -> String {
     let metrics = Metrics::of(record);
-    let base = record.classes().first().and_then(|class| {
+    let base = by_length(record).first().and_then(|class| {
         let metrics = Metrics::of(&record.of_class(class));
         metrics.latencies.e2e_ms.map(|s| s.p95)
     });
@@ -46,6 +46,21 @@ pub fn sequence_lengths(record: &Record) -> String {
     text
 }
 
+/// The classes by what their requests ask for in the mean, prompt and answer together, the least
+/// first: requests are sent mixed, so that the order of their first ones says nothing.
+fn by_length(record: &Record) -> Vec<&str> {
+    let tokens = |class: &&str| {
+        let part = record.of_class(class);
+        let asked = part.requests.iter().map(|request| {
+            request.asked_prompt_tokens.unwrap_or(0) + request.max_tokens.unwrap_or(0)
+        });
+        asked.sum::<usize>() / part.requests.len()
+    };
+    let mut classes = record.classes();
+    classes.sort_by_cached_key(tokens);
+    classes
+}
+
 type Extra<'a> = (&'a str, &'a dyn Fn(Option<Summary>) -> String);
 
 /// A row for each class, and one for all requests.
@@ -56,7 +71,7 @@ fn by_class(record: &Record, first: &str, extras: &[Extra]) -> String {
     heading.push("tok/s each".to_owned());
     heading.extend(extras.iter().map(|(name, _)| (*name).to_owned()));
     let mut rows = vec![heading];
-    let classes = record.classes();
+    let classes = by_length(record);
     let parts = classes.iter().map(|class| (*class, record.of_class(class)));
     for (name, part) in parts.chain([("all", record.clone())]) {
         let metrics = Metrics::of(&part);
@@ -182,6 +197,7 @@ mod tests {
     fn mixed() -> Record {
         let of_class = |class: &str, mut request: RequestRecord| {
             request.class = Some(class.to_owned());
+            request.max_tokens = request.output_tokens().map(|tokens| tokens as usize);
             request.timings = Some(ServerTimings {
                 queue_ms: 30.0,
                 prefill_ms: 4.0,
@@ -190,8 +206,8 @@ mod tests {
             request
         };
         record(vec![
-            of_class("tiny", request(0, 5)),
             of_class("long", request(1, 41)),
+            of_class("tiny", request(0, 5)),
             of_class("tiny", failed_with_429(2)),
         ])
     }
@@ -218,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn scaling_is_to_the_first_class() {
+    fn scaling_is_to_the_shortest_class() {
         let text = sequence_lengths(&mixed());
         assert_eq!(
             cells(&text, "tiny").last().map(String::as_str),

@@ -92,9 +92,10 @@ pub fn block(record: &Record) -> String {
         ("Inter-token Latency", "ITL", ms.itl),
     ] {
         let _ = writeln!(text, "{}", titled(title));
-        let mean = samples.iter().sum::<f64>() / samples.len().max(1) as f64;
+        let sum: f64 = samples.iter().sum();
+        let mean = (!samples.is_empty()).then(|| sum / samples.len() as f64);
         let values = [
-            ("Mean", Some(mean)),
+            ("Mean", mean),
             ("Median", interpolated(&samples, 0.5)),
             ("P99", interpolated(&samples, 0.99)),
         ];
@@ -180,5 +181,14 @@ P99 ITL (ms):                            10.00
 ==================================================
 ";
         assert_eq!(block(&run), expected);
+    }
+
+    #[test]
+    fn what_answers_of_one_token_do_not_have_is_0_without_a_sign() {
+        let text = block(&record(vec![request(0, 1)]));
+        for name in ["Mean TPOT (ms):", "P99 TPOT (ms):", "Mean ITL (ms):"] {
+            let row = format!("{name:<40} {:<10}\n", "0.00");
+            assert!(text.contains(&row), "{text}");
+        }
     }
 }

@@ -107,7 +107,7 @@ pub fn stylesheet() -> String {
         ".grid{stroke-width:1}\n.axis{stroke-width:1;fill:none}\n.level{stroke-width:1.5;stroke-dasharray:6 4}\n\
          .curve{fill:none;stroke-width:2;stroke-linejoin:round}\n.dashed{stroke-dasharray:7 4}\n.whisker{stroke-width:1.5;fill:none}\n\
          .area{stroke:none;fill-opacity:0.25}\n.bar{stroke-width:0.5}\n\
-         .t-value{paint-order:stroke;stroke-width:3;stroke-linejoin:round}\n",
+         .t-value{paint-order:stroke;stroke-width:5;stroke-linejoin:round}\n",
     );
     for color in Color::ALL {
         let (class, rgb) = (color.class(), color.rgb());
