@@ -164,7 +164,12 @@ pub enum BenchCommand {
     /// List the named workloads
     Workloads,
     /// Check that every number in BENCHMARKS.md follows from the raw records it names
-    Verify,
+    Verify {
+        /// Write its method, tables and sections anew from the records that it names: for after a
+        /// change of the layout
+        #[arg(long)]
+        rewrite: bool,
+    },
 }
 
 impl LoadArgs {

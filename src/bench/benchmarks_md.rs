@@ -54,8 +54,16 @@ pub fn raw_records_of(section: &str) -> Option<&str> {
 /// The file cannot be read or written; it is then left as it was.
 pub fn append(path: &Path, row: Option<&(Table, String)>, section: &str) -> anyhow::Result<()> {
     let old = read(path)?.unwrap_or_else(|| HEADER.to_owned());
+    write(path, &with_record(&old, row, section))
+}
+
+/// Writes the whole page.
+///
+/// # Errors
+/// It cannot be written; it is then left as it was.
+pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let temporary = path.with_extension("md.tmp");
-    fs::write(&temporary, with_record(&old, row, section))
+    fs::write(&temporary, text)
         .and_then(|()| fs::rename(&temporary, path))
         .with_context(|| format!("cannot write {}", path.display()))
 }

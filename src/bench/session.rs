@@ -54,8 +54,12 @@ pub fn run_in(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
             show(&report::write(folder, args)?);
             Ok(())
         }
-        Some(BenchCommand::Verify) => {
-            show(&(verify::verify(&repository_root(folder))? + "\n"));
+        Some(BenchCommand::Verify { rewrite }) => {
+            let root = repository_root(folder);
+            if *rewrite {
+                verify::rewrite(&root)?;
+            }
+            show(&(verify::verify(&root)? + "\n"));
             Ok(())
         }
     }

@@ -11,7 +11,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 
 use super::ab::record::AbRecord;
-use super::benchmarks_md::{HEADER, Table, raw_records_of, with_record};
+use super::benchmarks_md::{self, HEADER, Table, raw_records_of, with_record};
 use super::chaos::record::ChaosRecord;
 use super::peers::record::PeersRecord;
 use super::raw_record::{Kind, RawRecord, Rendering};
@@ -38,6 +38,25 @@ pub fn verify(root: &Path) -> anyhow::Result<String> {
          other servers: {}, drills: {})",
         outcome.num_runs, outcome.num_optimizations, outcome.num_peers, outcome.num_drills
     ))
+}
+
+/// Writes BENCHMARKS.md anew from the records that its sections name, in their order.
+///
+/// # Errors
+/// A section names no records or they cannot be read; the file is then left as it was.
+pub fn rewrite(root: &Path) -> anyhow::Result<()> {
+    let path = root.join("BENCHMARKS.md");
+    let page = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let mut written = HEADER.to_owned();
+    for section in split(&page).1 {
+        let title = section.lines().next().unwrap_or_default();
+        let raw = raw_records_of(section)
+            .with_context(|| format!("{title}: names no raw records in its last line"))?;
+        let Rendering { row, section, .. } = rendered(root, raw)?;
+        written = with_record(&written, row.as_ref(), &section);
+    }
+    benchmarks_md::write(&path, &written)
 }
 
 #[derive(Default)]

@@ -530,6 +530,11 @@ fn each_run_adds_a_row_and_a_section_with_the_figures_of_its_record() {
     let record = Record::read(&folder.path().join("one.json")).expect("a record");
     assert_page_has_the_figures_of(&page, &record);
     run_in(folder.path(), &args(&["verify"])).expect("the page follows from the records");
+    let path = folder.path().join("BENCHMARKS.md");
+    std::fs::write(&path, page.replace("| TPOT |", "| speed |")).expect("a writable page");
+    run_in(folder.path(), &args(&["verify"])).expect_err("no record says so");
+    run_in(folder.path(), &args(&["verify", "--rewrite"])).expect("the records are there");
+    assert_eq!(std::fs::read_to_string(path).expect("a page"), page);
     let results = folder.path().join("benches/results");
     assert_eq!(json_files(&results), 1, "the run without --output");
 }
