@@ -5,6 +5,7 @@ mod ab;
 mod own_server;
 mod peers;
 mod report;
+mod reports;
 mod script;
 mod workloads;
 
