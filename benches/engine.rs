@@ -66,7 +66,7 @@ fn engine(vocab_size: usize, sequences: usize) -> EngineHandle {
         max_batch_size: sequences,
         max_batch_tokens: sequences * PROMPT_TOKENS,
         // The batch is whole from the first step on.
-        max_wait_time: Duration::from_secs(1),
+        max_wait_time: Duration::from_secs(60),
         queue_max_size: sequences,
         request_timeout: Duration::from_secs(600),
         stall_timeout: Duration::from_secs(600),

@@ -134,7 +134,7 @@ fn engine_of(runner: Watch, max_model_len: usize) -> EngineHandle {
         max_batch_size: 4,
         max_batch_tokens: 512,
         // The batch is whole from the first step on.
-        max_wait_time: Duration::from_secs(1),
+        max_wait_time: Duration::from_secs(60),
         queue_max_size: 4,
         request_timeout: Duration::from_secs(600),
         stall_timeout: Duration::from_secs(600),
