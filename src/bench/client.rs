@@ -70,16 +70,23 @@ pub struct Client {
 
 impl Client {
     pub fn new(endpoint: Endpoint, api_key: Option<ApiKey>) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
         let http = HttpClient::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE_MAX)
-            .build(connector);
+            .build(connector());
         Self {
             http,
             endpoint,
             api_key,
         }
+    }
+
+    /// With a connection for each request: some servers close a kept one when the next request may be
+    /// on its way already, which then fails.
+    pub fn with_connection_per_request(self) -> Self {
+        let http = HttpClient::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(0)
+            .build(connector());
+        Self { http, ..self }
     }
 
     /// Sends one prompt; `due` is when it should have been sent.
@@ -291,6 +298,12 @@ impl Client {
         let models = self.get_json("/v1/models").await?;
         Ok(models.and_then(|models| models["data"][0]["id"].as_str().map(str::to_owned)))
     }
+}
+
+fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector
 }
 
 /// What has been seen of one answer; stays readable when the exchange is cut by its time limit.

@@ -95,6 +95,12 @@ impl Target {
         Self::open(client, Some(server), peer.server.clone(), None).await
     }
 
+    /// So that no server is measured by how it treats idle connections.
+    pub fn with_connection_per_request(mut self) -> Self {
+        self.client = self.client.with_connection_per_request();
+        self
+    }
+
     async fn open(
         client: Client,
         process: Option<ServerProcess>,

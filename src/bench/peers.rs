@@ -60,7 +60,7 @@ async fn measure_blocks(args: &PeersArgs, file: &ResultFile) -> anyhow::Result<V
             None => Target::start(&args.own.0, &file.log()).await,
             Some(peer) => Target::peer(peer, args.api_key.clone(), &file.log()).await,
         };
-        let target = target.with_context(context)?;
+        let target = target.with_context(context)?.with_connection_per_request();
         if peer.is_none() {
             ensure_known(&args.own, &target.stats().await?)?;
         }
