@@ -144,6 +144,12 @@ def test_errors_have_the_packages_types_and_name_the_field(client, model):
         client.completions.create(model=model, prompt="a", max_tokens=10_000_000)
     assert error.value.code == "context_length_exceeded"
 
+    # The model's template teaches no calls.
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(model=model, messages=QUESTION, tools=[tool])
+    assert error.value.param == "tools"
+
     with pytest.raises(openai.NotFoundError) as error:
         client.completions.create(model="no-such-model", prompt="a")
     assert error.value.code == "model_not_found"

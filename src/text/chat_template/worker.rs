@@ -121,8 +121,11 @@ fn limit() -> io::Result<()> {
         current: Some(bytes),
         maximum: Some(bytes),
     };
-    let bytes = address_space()? + MAX_MEMORY_BYTES;
-    setrlimit(Resource::As, at_most(bytes))?;
+    // Other systems take the limit and do not hold it.
+    if cfg!(target_os = "linux") {
+        let bytes = address_space()? + MAX_MEMORY_BYTES;
+        setrlimit(Resource::As, at_most(bytes))?;
+    }
     // A death here is ordinary, and its memory is nobody's to read.
     setrlimit(Resource::Core, at_most(0))?;
     Ok(())
