@@ -4,12 +4,10 @@
 //! own, over a runner that computes nothing; one request or batch of requests of `STEPS` tokens is one
 //! iteration, so that a step is a hundredth of the times shown.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use candlepower::config::{EngineConfig, KvType, MemorySize, SpeculationConfig};
-use candlepower::engine::{
-    ClientId, EngineHandle, Event, KvCapacity, Request, SamplingParams, start,
-};
+use candlepower::engine::{EngineHandle, Event, KvCapacity, Request, SamplingParams, start};
 use candlepower::kv_cache::{BLOCK_SIZE, BlockTable, KvCache};
 use candlepower::runner::{Logits, RaggedBatch, Runner};
 use divan::Bencher;
@@ -85,18 +83,8 @@ fn engine(vocab_size: usize, sequences: usize) -> EngineHandle {
 
 fn submit(engine: &EngineHandle, sampling: &SamplingParams) -> UnboundedReceiver<Event> {
     let request = Request {
-        prompt: (0..PROMPT_TOKENS as u32).collect(),
-        max_tokens: STEPS,
-        stop_token_ids: Vec::new(),
         sampling: sampling.clone(),
-        logprobs: None,
-        prompt_logprobs: None,
-        arrived: Instant::now(),
-        timeline: None,
-        timeout: None,
-        first_token_within: None,
-        priority: 0,
-        client: ClientId::default(),
+        ..Request::new((0..PROMPT_TOKENS as u32).collect(), STEPS)
     };
     engine.submit(request).expect("it fits")
 }

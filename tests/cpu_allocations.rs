@@ -9,12 +9,10 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use candlepower::config::{EngineConfig, MemorySize, SpeculationConfig};
-use candlepower::engine::{
-    ClientId, EngineHandle, Event, KvCapacity, Request, SamplingParams, start,
-};
+use candlepower::engine::{EngineHandle, Event, KvCapacity, Request, SamplingParams, start};
 use candlepower::kernels::{Isa, KvType};
 use candlepower::model::{ModelFiles, load};
 use candlepower::runner::cpu::CpuRunner;
@@ -168,21 +166,11 @@ fn most_steps_of_the_engine_allocate_nothing() {
     let engine = engine_of(runner, 10 + STEPS);
     let submit = |sequence: usize| {
         let request = Request {
-            prompt: vec![sequence as u32; 10],
-            max_tokens: STEPS,
-            stop_token_ids: Vec::new(),
             sampling: SamplingParams {
                 temperature: [0.0, 0.8][sequence % 2],
                 ..SamplingParams::default()
             },
-            logprobs: None,
-            prompt_logprobs: None,
-            arrived: Instant::now(),
-            timeline: None,
-            timeout: None,
-            first_token_within: None,
-            priority: 0,
-            client: ClientId::default(),
+            ..Request::new(vec![sequence as u32; 10], STEPS)
         };
         engine.submit(request).expect("it fits")
     };

@@ -4,13 +4,11 @@
 
 mod ragged;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use candle_core::Device;
 use candlepower::config::{EngineConfig, KvType, MemorySize, SpeculationConfig};
-use candlepower::engine::{
-    ClientId, EngineHandle, Event, FinishReason, KvCapacity, Request, SamplingParams, start,
-};
+use candlepower::engine::{EngineHandle, Event, FinishReason, KvCapacity, Request, start};
 use candlepower::kernels::Isa;
 use candlepower::kv_cache::BLOCK_SIZE;
 use candlepower::model::LoadedModel;
@@ -98,20 +96,7 @@ fn submit(engine: &EngineHandle, case: &Case) -> UnboundedReceiver<Event> {
 }
 
 fn submit_for(engine: &EngineHandle, case: &Case, max_tokens: usize) -> UnboundedReceiver<Event> {
-    let request = Request {
-        prompt: case.ids.clone(),
-        max_tokens,
-        stop_token_ids: Vec::new(),
-        sampling: SamplingParams::default(),
-        logprobs: None,
-        prompt_logprobs: None,
-        arrived: Instant::now(),
-        timeline: None,
-        timeout: None,
-        first_token_within: None,
-        priority: 0,
-        client: ClientId::default(),
-    };
+    let request = Request::new(case.ids.clone(), max_tokens);
     engine.submit(request).expect("it fits")
 }
 

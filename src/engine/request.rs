@@ -38,6 +38,26 @@ pub struct Request {
     pub client: ClientId,
 }
 
+impl Request {
+    /// A greedy generation that nothing but `max_tokens` ends, taken now.
+    pub fn new(prompt: Vec<TokenId>, max_tokens: usize) -> Self {
+        Self {
+            prompt,
+            max_tokens,
+            stop_token_ids: Vec::new(),
+            sampling: SamplingParams::default(),
+            logprobs: None,
+            prompt_logprobs: None,
+            arrived: Instant::now(),
+            timeline: None,
+            timeout: None,
+            first_token_within: None,
+            priority: 0,
+            client: ClientId::default(),
+        }
+    }
+}
+
 /// How the next token is chosen. The default is greedy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {

@@ -2,7 +2,7 @@
 //! batch, the chunks, the cache and the preemptions, the tokens must be those of a run alone.
 
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -52,20 +52,7 @@ pub(super) fn engine(num_blocks: usize, config: &EngineConfig) -> EngineHandle {
 }
 
 pub(super) fn request(prompt: &[TokenId], max_tokens: usize) -> Request {
-    Request {
-        prompt: prompt.to_vec(),
-        max_tokens,
-        stop_token_ids: Vec::new(),
-        sampling: SamplingParams::default(),
-        logprobs: None,
-        prompt_logprobs: None,
-        arrived: Instant::now(),
-        timeline: None,
-        timeout: None,
-        first_token_within: None,
-        priority: 0,
-        client: ClientId::default(),
-    }
+    Request::new(prompt.to_vec(), max_tokens)
 }
 
 /// The tokens of a request, its cached prompt tokens, and how it ended.

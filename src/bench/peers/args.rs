@@ -32,7 +32,7 @@ pub struct PeersArgs {
     #[arg(long, value_name = "SETTINGS", default_value = "")]
     pub own: Settings,
     /// Blocks of each server, an even number: more of them make the intervals narrower
-    #[arg(long, default_value_t = 4, value_parser = parse_blocks)]
+    #[arg(long, default_value_t = 6, value_parser = parse_blocks)]
     pub blocks: usize,
     /// Raw records, as JSON [default: a new file under benches/results/]
     #[arg(long, value_name = "FILE")]
