@@ -77,6 +77,15 @@ impl<'a> RunOfCodes<'a> {
         })
     }
 
+    /// What rounding took from a row's codes, if the row is loud.
+    #[inline(always)]
+    pub fn fine(&self, row: usize) -> Option<Codes<'a>> {
+        (self.loud >> row & 1 != 0).then(|| Codes {
+            codes: &self.fine_codes[row],
+            scale: &self.fine_scales[row],
+        })
+    }
+
     /// The loud rows, in order, with what rounding took from their codes.
     #[inline]
     pub fn loud_rows(self) -> impl Iterator<Item = (usize, Codes<'a>)> {
@@ -151,17 +160,17 @@ impl Activations {
 
     /// A group of a row as `quantize` left it, and where it is loud what that left over.
     pub fn group(&self, row: usize, group: usize) -> (Codes<'_>, Option<Codes<'_>>) {
-        let fine = self.run(group, row..row + 1).loud_rows().next();
+        let fine = self.run(group, row..row + 1).fine(0);
         let at = group * self.row_stride + row;
         let codes = Codes {
             codes: &self.codes[at],
             scale: &self.scales[at],
         };
-        (codes, fine.map(|(_, fine)| fine))
+        (codes, fine)
     }
 
     /// Group `group` of at most [`RUN_ROWS`] rows.
-    #[inline]
+    #[inline(always)]
     pub(super) fn run(&self, group: usize, rows: Range<usize>) -> RunOfCodes<'_> {
         debug_assert!(rows.len() <= RUN_ROWS);
         let start = group * self.row_stride;
@@ -265,7 +274,7 @@ fn row_stride(num_rows: usize) -> usize {
 }
 
 /// One bit for each byte, all of which are 0 or 1: at most 64.
-#[inline]
+#[inline(always)]
 fn bits_of(bytes: &[u8]) -> u64 {
     // Moves the lowest bit of byte i to bit 56 + i.
     const GATHER: u64 = 0x0102_0408_1020_4080;

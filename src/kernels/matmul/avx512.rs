@@ -8,7 +8,7 @@
 use std::arch::x86_64::*;
 
 use super::Sums;
-use crate::kernels::activations::{Activations, Codes as RowCodes};
+use crate::kernels::activations::{Activations, CODE_GROUP, Codes as RowCodes};
 use crate::kernels::packed::{HALVES, LANES, PANEL_ROWS, Panel, PanelFormat, STEP, STEPS_OF_GROUP};
 
 /// The codes of a group: a register for each step.
@@ -40,6 +40,72 @@ pub(super) fn multiply(panel: &Panel<'_>, x: &Activations, first: usize, sums: &
     }
 }
 
+/// The weights of a group. Like the next one no function: with all of a group in registers, which a
+/// call would put through memory, it must not be left to the compiler whether to inline it.
+macro_rules! group_weights {
+    ($bits:ident, $zero:ident, $panel:ident, $group:ident) => {
+        GroupWeights {
+            codes: match $bits {
+                4 => unpack_4_bits($panel, $group),
+                5 => unpack_5_bits($panel, $group),
+                6 => unpack_6_bits($panel, $group),
+                _ => read_8_bits($panel, $group),
+            },
+            scales: match $bits {
+                6 => [
+                    load_halves($panel.scales, 2 * $group),
+                    load_halves($panel.scales, 2 * $group + 1),
+                ],
+                _ => [load_halves($panel.scales, $group); 2],
+            },
+            mins: match $zero {
+                0 => load_halves($panel.mins, $group),
+                _ => _mm512_setzero_ps(),
+            },
+        }
+    };
+}
+
+/// Adds a group's products with `$rows` rows.
+macro_rules! add_products {
+    ($bits:ident, $zero:ident, $rows:tt, $weights:ident, $x:expr, $totals:ident) => {{
+        let x: [RowCodes<'_>; $rows] = $x;
+        // Q6 has a scale for each half of the group.
+        let (halves, steps) = match $bits {
+            6 => (2, STEPS_OF_GROUP / 2),
+            _ => (1, STEPS_OF_GROUP),
+        };
+        for half in 0..halves {
+            let mut products = [_mm512_setzero_si512(); $rows];
+            for r in 0..$rows {
+                products[r] = match ($zero, $bits) {
+                    (0, _) => _mm512_setzero_si512(),
+                    (_, 6) => _mm512_set1_epi32(-$zero * x[r].scale.half_sums[half]),
+                    _ => _mm512_set1_epi32(-$zero * x[r].scale.sum),
+                };
+            }
+            for step in half * steps..(half + 1) * steps {
+                for r in 0..$rows {
+                    let four = _mm512_set1_epi32(four_codes(x[r].codes, step));
+                    products[r] = _mm512_dpbusd_epi32(products[r], $weights.codes[step], four);
+                }
+            }
+            for r in 0..$rows {
+                let product = _mm512_cvtepi32_ps(products[r]);
+                let product = _mm512_mul_ps(product, $weights.scales[half]);
+                let scale = _mm512_set1_ps(x[r].scale.scale);
+                $totals[r] = _mm512_fmadd_ps(product, scale, $totals[r]);
+            }
+        }
+        if $zero == 0 {
+            for r in 0..$rows {
+                let scaled_sum = _mm512_set1_ps(x[r].scale.scaled_sum);
+                $totals[r] = _mm512_fmadd_ps($weights.mins, scaled_sum, $totals[r]);
+            }
+        }
+    }};
+}
+
 /// Codes have `BITS` bits and a zero of `ZERO`, a power of two or 0.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn multiply_codes<const BITS: u32, const ZERO: i32>(
@@ -48,25 +114,61 @@ fn multiply_codes<const BITS: u32, const ZERO: i32>(
     first: usize,
     sums: &mut Sums,
 ) {
+    match sums.len() {
+        1 => multiply_few::<BITS, ZERO, 1>(panel, x, first, sums),
+        2 => multiply_few::<BITS, ZERO, 2>(panel, x, first, sums),
+        3 => multiply_few::<BITS, ZERO, 3>(panel, x, first, sums),
+        4 => multiply_few::<BITS, ZERO, 4>(panel, x, first, sums),
+        _ => multiply_many::<BITS, ZERO>(panel, x, first, sums),
+    }
+}
+
+/// Multiplies `R` rows, whose sums stay in registers.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn multiply_few<const BITS: u32, const ZERO: i32, const R: usize>(
+    panel: &Panel<'_>,
+    x: &Activations,
+    first: usize,
+    sums: &mut Sums,
+) {
+    let mut totals = [_mm512_setzero_ps(); R];
     let prefetched = panel.next.len().div_ceil(panel.num_groups().max(1));
     for group in 0..panel.num_groups() {
         prefetch(panel.next, group * prefetched, prefetched);
-        let weights = GroupWeights {
-            codes: match BITS {
-                4 => unpack_4_bits(panel, group),
-                5 => unpack_5_bits(panel, group),
-                6 => unpack_6_bits(panel, group),
-                _ => read_8_bits(panel, group),
-            },
-            scales: match BITS {
-                6 => [0, 1].map(|half| load_halves(panel.scales, 2 * group + half)),
-                _ => [load_halves(panel.scales, group); 2],
-            },
-            mins: match ZERO {
-                0 => load_halves(panel.mins, group),
-                _ => _mm512_setzero_ps(),
-            },
-        };
+        let weights = group_weights!(BITS, ZERO, panel, group);
+        let run = x.run(group, first..first + R);
+        let rows: [(usize, RowCodes<'_>); R] = run.rows(0);
+        let mut codes = [rows[0].1; R];
+        for r in 0..R {
+            codes[r] = rows[r].1;
+        }
+        add_products!(BITS, ZERO, R, weights, codes, totals);
+        for r in 0..R {
+            // The same groups of a row are loud for each panel, as the machine soon predicts.
+            if let Some(fine) = run.fine(r) {
+                let mut total = [totals[r]];
+                add_products!(BITS, ZERO, 1, weights, [fine], total);
+                totals[r] = total[0];
+            }
+        }
+    }
+    for (sums, totals) in sums.iter_mut().zip(totals) {
+        store_sums(sums, totals);
+    }
+}
+
+/// Multiplies rows whose sums are too many for the registers.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn multiply_many<const BITS: u32, const ZERO: i32>(
+    panel: &Panel<'_>,
+    x: &Activations,
+    first: usize,
+    sums: &mut Sums,
+) {
+    let prefetched = panel.next.len().div_ceil(panel.num_groups().max(1));
+    for group in 0..panel.num_groups() {
+        prefetch(panel.next, group * prefetched, prefetched);
+        let weights = group_weights!(BITS, ZERO, panel, group);
         let run = x.run(group, first..first + sums.len());
         let mut row = 0;
         while row < sums.len() {
@@ -100,7 +202,7 @@ fn prefetch(bytes: &[u8], offset: usize, len: usize) {
     }
 }
 
-/// Adds a group's products with `R` rows to their sums.
+/// Adds a group's products with `R` rows to their sums in memory.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn add_rows<const BITS: u32, const ZERO: i32, const R: usize>(
@@ -108,39 +210,25 @@ fn add_rows<const BITS: u32, const ZERO: i32, const R: usize>(
     x: [(usize, RowCodes<'_>); R],
     sums: &mut Sums,
 ) {
-    // Q6 has a scale for each half of the group.
-    let (halves, steps) = match BITS {
-        6 => (2, STEPS_OF_GROUP / 2),
-        _ => (1, STEPS_OF_GROUP),
-    };
-    let mut totals: [__m512; R] = std::array::from_fn(|r| load_sums(&sums[x[r].0]));
-    for half in 0..halves {
-        let mut products = x.map(|(_, x)| match (ZERO, BITS) {
-            (0, _) => _mm512_setzero_si512(),
-            (_, 6) => _mm512_set1_epi32(-ZERO * x.scale.half_sums[half]),
-            _ => _mm512_set1_epi32(-ZERO * x.scale.sum),
-        });
-        for step in half * steps..(half + 1) * steps {
-            for r in 0..R {
-                let four = x[r].1.codes.as_chunks::<STEP>().0[step];
-                let four = _mm512_set1_epi32(i32::from_le_bytes(four.map(|code| code as u8)));
-                products[r] = _mm512_dpbusd_epi32(products[r], weights.codes[step], four);
-            }
-        }
-        for r in 0..R {
-            let product = _mm512_mul_ps(_mm512_cvtepi32_ps(products[r]), weights.scales[half]);
-            let scale = _mm512_set1_ps(x[r].1.scale.scale);
-            totals[r] = _mm512_fmadd_ps(product, scale, totals[r]);
-        }
-    }
+    let mut totals = [_mm512_setzero_ps(); R];
     for r in 0..R {
-        let (row, x) = x[r];
-        if ZERO == 0 {
-            let scaled_sum = _mm512_set1_ps(x.scale.scaled_sum);
-            totals[r] = _mm512_fmadd_ps(weights.mins, scaled_sum, totals[r]);
-        }
-        store_sums(&mut sums[row], totals[r]);
+        totals[r] = load_sums(&sums[x[r].0]);
     }
+    let mut codes = [x[0].1; R];
+    for r in 0..R {
+        codes[r] = x[r].1;
+    }
+    add_products!(BITS, ZERO, R, weights, codes, totals);
+    for r in 0..R {
+        store_sums(&mut sums[x[r].0], totals[r]);
+    }
+}
+
+/// The four codes of a step, in one lane.
+#[inline(always)]
+fn four_codes(codes: &[i8; CODE_GROUP], step: usize) -> i32 {
+    let four = codes.as_chunks::<STEP>().0[step];
+    i32::from_le_bytes(four.map(|code| code as u8))
 }
 
 /// Vector `index` of 64 bytes.
@@ -241,12 +329,12 @@ fn add_dense_rows<const R: usize>(panel: &Panel<'_>, x: &[f32], results: &mut Su
         PanelFormat::F32 => {
             for k in 0..len {
                 let weights = _mm512_castsi512_ps(load(panel.codes, k));
-                add_products(&mut sums, weights, x, k);
+                add_dense_products(&mut sums, weights, x, k);
             }
         }
         PanelFormat::F16 => {
             for k in 0..len {
-                add_products(&mut sums, load_halves(panel.codes, k), x, k);
+                add_dense_products(&mut sums, load_halves(panel.codes, k), x, k);
             }
         }
         _ => {
@@ -254,10 +342,10 @@ fn add_dense_rows<const R: usize>(panel: &Panel<'_>, x: &[f32], results: &mut Su
             for pair in 0..len.div_ceil(2) {
                 let weights = load(panel.codes, pair);
                 let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(weights));
-                add_products(&mut sums, even, x, 2 * pair);
+                add_dense_products(&mut sums, even, x, 2 * pair);
                 if 2 * pair + 1 < len {
                     let odd = _mm512_castsi512_ps(_mm512_and_si512(weights, upper));
-                    add_products(&mut sums, odd, x, 2 * pair + 1);
+                    add_dense_products(&mut sums, odd, x, 2 * pair + 1);
                 }
             }
         }
@@ -271,7 +359,12 @@ fn add_dense_rows<const R: usize>(panel: &Panel<'_>, x: &[f32], results: &mut Su
 /// Adds the products with input `k` of each row.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn add_products<const R: usize>(sums: &mut [__m512; R], weights: __m512, x: [&[f32]; R], k: usize) {
+fn add_dense_products<const R: usize>(
+    sums: &mut [__m512; R],
+    weights: __m512,
+    x: [&[f32]; R],
+    k: usize,
+) {
     for r in 0..R {
         sums[r] = _mm512_fmadd_ps(weights, _mm512_set1_ps(x[r][k]), sums[r]);
     }
