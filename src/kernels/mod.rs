@@ -5,8 +5,8 @@
 //! time ([`Isa`]). A result row never depends on which other rows are computed with it nor on the
 //! number of threads, not even in its last bit.
 //!
-//! This is the one part of the crate that may use `unsafe`: for intrinsics, and for handing
-//! disjoint parts of one slice to several threads.
+//! Beside the loader of the CUDA driver, this is the one part of the crate that may use `unsafe`:
+//! for intrinsics, and for handing disjoint parts of one slice to several threads.
 #![allow(unsafe_code)]
 
 mod activations;

@@ -2,6 +2,8 @@
 
 pub mod candle;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda_driver;
 mod embedding;
 #[cfg(feature = "flash-attn")]
 mod flash;

@@ -213,17 +213,27 @@ fn quantize(loaded: &mut LoadedModel, kind: Quantization, device: &Device) -> an
 fn device(choice: DeviceChoice) -> anyhow::Result<Device> {
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Auto => Ok(Device::cuda_if_available(0).unwrap_or(Device::Cpu)),
-        DeviceChoice::Cuda(_) if !candle_core::utils::cuda_is_available() => bail!(
-            "DEVICE={choice}: this program was built without CUDA; build it with \
-             --features cuda, or set DEVICE=cpu"
-        ),
-        DeviceChoice::Cuda(index) => Device::new_cuda(index).with_context(|| {
-            format!(
-                "DEVICE={choice}: no such GPU, or no driver for it; set DEVICE=cpu to go without"
-            )
-        }),
+        DeviceChoice::Auto if !candle_core::utils::cuda_is_available() => Ok(Device::Cpu),
+        DeviceChoice::Auto => Ok(gpu(0).unwrap_or_else(|error| {
+            tracing::info!("DEVICE=auto takes the CPU: {error:#}");
+            Device::Cpu
+        })),
+        DeviceChoice::Cuda(index) => gpu(index).with_context(|| format!("DEVICE={choice}")),
     }
+}
+
+#[cfg(feature = "cuda")]
+fn gpu(index: usize) -> anyhow::Result<Device> {
+    runner::cuda_driver::load().context(
+        "no driver for NVIDIA GPUs, libcuda.so.1 could not be loaded; install the driver, or set \
+         DEVICE=cpu",
+    )?;
+    Device::new_cuda(index).context("no such GPU; set DEVICE=cpu to go without")
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu(_: usize) -> anyhow::Result<Device> {
+    bail!("this program was built without CUDA; build it with --features cuda, or set DEVICE=cpu")
 }
 
 fn device_name(device: &Device) -> String {
