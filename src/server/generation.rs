@@ -4,22 +4,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::{Stream, stream};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::choices::Choice;
 use super::echo::Echo;
+use super::engine_events::EngineEvents;
 use super::error::ApiError;
 use super::options::Options;
 use super::outcome::{Outcome, Record, Texts};
-use super::output::{Output, Part, ScoredToken};
+use super::output::{Output, Part};
+use super::piece::{Piece, Summary, Whole};
 use super::prompt::Prompt;
 use super::request_id::RequestId;
 use super::sender::Sender;
 use super::state::AppState;
-use super::timings::{Progress, Timings};
-use crate::engine::{
-    EngineError, EngineHandle, Event, FinishReason, Request, TokenId, TokenLogprobs,
-};
+use super::timings::Progress;
+use crate::engine::{Event, FinishReason, Request, TokenId, TokenLogprobs};
 use crate::text::TextError;
 
 /// A prompt and what to do with it.
@@ -39,44 +38,6 @@ pub struct Job<'a> {
     pub echo: Option<Prompt>,
 }
 
-/// What one token adds to the answer; the last piece also tells how it went. An echoed prompt is
-/// the first piece, by itself.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Piece {
-    /// `None` for an echoed prompt, and if the generation ended without one more token.
-    pub token: Option<TokenId>,
-    /// Empty while a character or a stop string may still be incomplete, and for a stop token.
-    pub text: String,
-    /// The tokens whose text this is, if log-probabilities are wanted.
-    pub scored: Vec<ScoredToken>,
-    pub end: Option<Summary>,
-}
-
-/// How a generation went.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Summary {
-    /// Which of the choices for its prompt.
-    pub choice: usize,
-    pub finish_reason: FinishReason,
-    pub prompt_tokens: usize,
-    pub cached_tokens: usize,
-    /// The whole prompt came from the cache, but for its last token.
-    pub cached: bool,
-    /// Tokens generated up to the end, a stop token included.
-    pub generated_tokens: usize,
-    pub timings: Timings,
-}
-
-/// All pieces in one.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Whole {
-    pub text: String,
-    /// Those that were generated.
-    pub tokens: Vec<TokenId>,
-    pub scored: Vec<ScoredToken>,
-    pub summary: Summary,
-}
-
 /// What moves a generation on.
 enum Step {
     Token {
@@ -87,10 +48,9 @@ enum Step {
     End(FinishReason),
 }
 
-/// A generation that runs. Dropping it cancels it: its receiver goes with it.
+/// A generation that runs. Dropping it cancels it.
 pub struct Generation {
-    events: UnboundedReceiver<Event>,
-    engine: EngineHandle,
+    events: EngineEvents,
     echo: Option<Echo>,
     /// The first step, while others wait for it or the echo that precedes it is passed on.
     first_step: Option<Step>,
@@ -152,8 +112,7 @@ impl Generation {
             client: job.sender.client,
         };
         Ok(Self {
-            events: submit(state, request)?,
-            engine: state.served.engine.clone(),
+            events: EngineEvents::of(state, request)?,
             first_step: None,
             output: Output::new(
                 tokenizer.clone(),
@@ -278,33 +237,21 @@ impl Generation {
     /// failure into an error.
     async fn next_step(&mut self) -> Result<Step, ApiError> {
         loop {
-            let event = tokio::select! {
-                biased;
-                event = self.events.recv() => event,
-                // An engine that is stuck sends nothing any more.
-                reason = self.engine.failed() => {
-                    return Err(ApiError::Failed(EngineError::Unavailable(reason)));
-                }
-            };
-            match event {
-                Some(Event::Admitted { at, cached_tokens }) => {
+            match self.events.next().await? {
+                Event::Admitted { at, cached_tokens } => {
                     self.record.admitted(at, cached_tokens);
                 }
-                Some(Event::Prompt(scored)) => {
+                Event::Prompt(scored) => {
                     let echo = self.echo.as_mut();
                     echo.expect("bug: a scored prompt that is not echoed")
                         .score(scored);
                 }
-                Some(Event::Token { at, id, logprobs }) => {
+                Event::Token { at, id, logprobs } => {
                     let logprobs = logprobs.map(|logprobs| *logprobs);
                     return Ok(Step::Token { at, id, logprobs });
                 }
-                Some(Event::Finished(reason)) => return Ok(Step::End(reason)),
-                Some(Event::Failed(error)) => return Err(ApiError::Failed(error)),
-                None => {
-                    let reason = "it stopped before the end of this request".to_owned();
-                    return Err(ApiError::Failed(EngineError::Unavailable(reason)));
-                }
+                Event::Finished(reason) => return Ok(Step::End(reason)),
+                Event::Failed(error) => return Err(ApiError::Failed(error)),
             }
         }
     }
@@ -381,31 +328,6 @@ impl Generation {
             ..piece
         }
     }
-}
-
-impl Piece {
-    fn new(token: Option<TokenId>, part: Part) -> Self {
-        Self {
-            token,
-            text: part.text,
-            scored: part.scored,
-            end: None,
-        }
-    }
-}
-
-/// Hands a request to the engine, unless there is nothing to compute.
-fn submit(state: &AppState, request: Request) -> Result<UnboundedReceiver<Event>, ApiError> {
-    if request.max_tokens == 0 && request.prompt_logprobs.is_none() {
-        let (sender, events) = unbounded_channel();
-        let sent = sender.send(Event::Finished(FinishReason::Length));
-        sent.expect("bug: a new channel is closed");
-        return Ok(events);
-    }
-    state.served.engine.submit(request).map_err(|error| {
-        state.metrics.count_rejection(&error);
-        ApiError::Refused(error)
-    })
 }
 
 fn of_text(error: TextError) -> ApiError {

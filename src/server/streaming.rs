@@ -10,7 +10,8 @@ use futures_util::stream::{self, SelectAll, Stream, StreamExt};
 use serde::Serialize;
 
 use super::error::ApiError;
-use super::generation::{Generation, Piece};
+use super::generation::Generation;
+use super::piece::Piece;
 use super::request_id::RequestId;
 
 /// Writes pieces as the events of one endpoint.

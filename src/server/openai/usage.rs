@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::server::generation::Summary;
+use crate::server::piece::Summary;
 
 /// Sums over all choices of a response. A prompt counts once, however many choices it has.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
