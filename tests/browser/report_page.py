@@ -29,6 +29,12 @@ FAULTS = r"""
   const overflow = document.documentElement.scrollWidth - window.innerWidth;
   if (overflow > 0) faults.push(`the page is ${overflow} px wider than the window`);
   if (words.test(document.body.textContent)) faults.push(`text: ${document.body.textContent.match(words)[0]}`);
+  if (window.innerWidth > 1000) {
+    for (const table of document.querySelectorAll(".table")) {
+      const hidden = table.scrollWidth - table.clientWidth;
+      if (hidden > 0) faults.push(`"${table.innerText.slice(0, 20)}…" scrolls sideways, by ${hidden} px`);
+    }
+  }
   for (const cell of document.querySelectorAll("td.number")) {
     if (!/\d/.test(cell.textContent)) faults.push("a number is empty");
   }
