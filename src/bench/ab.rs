@@ -73,7 +73,6 @@ fn asked(args: &AbArgs, prose: Prose, number: usize) -> Ab {
         b: args.b.clone(),
         targets: args.targets.clone(),
         prose,
-        bootstrap_seed: args.load.seed,
     }
 }
 

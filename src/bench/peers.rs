@@ -35,7 +35,6 @@ pub async fn session(folder: &Path, args: &PeersArgs) -> anyhow::Result<()> {
         name: args.name.clone(),
         own: args.own.clone(),
         servers: args.peers.clone(),
-        bootstrap_seed: args.load.seed,
     };
     let record = PeersRecord {
         blocks: measure_blocks(args, &file).await?,

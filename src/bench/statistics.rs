@@ -3,7 +3,7 @@
 //! Percentiles come from an HDR histogram of microseconds with four significant digits, and are
 //! nearest-rank: a p99 of 50 samples is the largest of them, never a value between two.
 
-pub mod bootstrap;
+pub mod interval;
 pub mod line;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};

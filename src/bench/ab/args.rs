@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::criterion::Criterion;
 use crate::bench::args::LoadArgs;
-use crate::bench::statistics::bootstrap::SAMPLES_MIN;
+use crate::bench::statistics::interval::SAMPLES_MIN;
 
 const BLOCKS_MAX: usize = 1000;
 

@@ -32,8 +32,6 @@ pub struct Ab {
     pub b: Settings,
     pub targets: Vec<Criterion>,
     pub prose: Prose,
-    /// Seed of the bootstrap.
-    pub bootstrap_seed: u64,
 }
 
 /// The words of whoever ran it; they do not follow from what was measured.

@@ -32,8 +32,7 @@ pub struct AbReport<'a> {
 impl<'a> AbReport<'a> {
     pub fn new(record: &'a AbRecord, raw: &'a str) -> Self {
         let (a, b) = (record.metrics(Side::A), record.metrics(Side::B));
-        let seed = record.ab.bootstrap_seed;
-        let compare = |measure| (measure, Comparison::of(measure, &a, &b, seed));
+        let compare = |measure| (measure, Comparison::of(measure, &a, &b));
         let comparisons = MEASURES.iter().map(compare).collect();
         Self {
             record,

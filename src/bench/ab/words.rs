@@ -2,7 +2,7 @@
 
 use super::comparison::{Comparison, Measure, Scale, Verdict};
 use crate::bench::figures::{NOT_AVAILABLE, milliseconds, percent};
-use crate::bench::statistics::bootstrap::Interval;
+use crate::bench::statistics::interval::Interval;
 
 /// A value of a figure; the unit stands elsewhere.
 pub fn value(measure: &Measure, value: f64) -> String {

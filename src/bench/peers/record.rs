@@ -30,8 +30,6 @@ pub struct Asked {
     /// Settings of our server.
     pub own: Settings,
     pub servers: Vec<Peer>,
-    /// Seed of the bootstrap.
-    pub bootstrap_seed: u64,
 }
 
 impl Asked {

@@ -51,9 +51,8 @@ type Comparisons = Vec<(&'static Measure, Option<Comparison>)>;
 impl<'a> PeersReport<'a> {
     pub fn new(record: &'a PeersRecord, raw: &'a str) -> Self {
         let ours = record.metrics(0);
-        let seed = record.peers.bootstrap_seed;
         let comparisons = (1..=record.peers.servers.len())
-            .map(|server| compare(&record.metrics(server), &ours, seed))
+            .map(|server| compare(&record.metrics(server), &ours))
             .collect();
         Self {
             record,
@@ -194,10 +193,10 @@ impl<'a> PeersReport<'a> {
     }
 }
 
-fn compare(theirs: &[Metrics], ours: &[Metrics], seed: u64) -> Comparisons {
+fn compare(theirs: &[Metrics], ours: &[Metrics]) -> Comparisons {
     let measures = MEASURES.iter().chain([&TOTAL_THROUGHPUT]);
     measures
-        .map(|measure| (measure, Comparison::of(measure, theirs, ours, seed)))
+        .map(|measure| (measure, Comparison::of(measure, theirs, ours)))
         .collect()
 }
 
