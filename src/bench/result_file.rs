@@ -55,9 +55,9 @@ impl ResultFile {
         }
     }
 
-    /// Where the server of the run writes its log.
+    /// Where the server of the run writes its log; no name that one gives to what the run prints.
     pub fn log(&self) -> PathBuf {
-        self.path.with_extension("log")
+        self.path.with_extension("server.log")
     }
 
     /// Where sections go.
@@ -94,5 +94,22 @@ impl ResultFile {
             // The disk is in trouble already; the error of the write is the one to tell.
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_log_of_an_earlier_server_is_removed() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |name| folder.path().join(name);
+        for name in ["run.log", "run.server.log"] {
+            fs::write(path(name), name).expect("a writable folder");
+        }
+        ResultFile::prepare(folder.path(), Some(Path::new("run.json")), "").expect("a place");
+        assert!(path("run.log").exists());
+        assert!(!path("run.server.log").exists());
     }
 }

@@ -91,7 +91,8 @@ fn two_settings_give_two_rows_on_the_same_prompts_with_every_figure() {
             "no command with {settings}: {page}"
         );
     }
-    let log = std::fs::read_to_string(folder.path().join("ENABLE_BATCHING.log")).expect("a log");
+    let log =
+        std::fs::read_to_string(folder.path().join("ENABLE_BATCHING.server.log")).expect("a log");
     assert!(
         log.contains("stopping"),
         "the server was not asked to end: {log}"

@@ -115,7 +115,7 @@ fn settings() -> BTreeMap<String, String> {
 
 async fn hold(args: &ChaosArgs, file: &ResultFile) -> anyhow::Result<ChaosRecord> {
     let settings = settings();
-    let logs = [1, 2].map(|number| file.path.with_extension(format!("{number}.log")));
+    let logs = [1, 2].map(|number| file.path.with_extension(format!("server-{number}.log")));
     for log in &logs {
         // The servers add to what is there, and an earlier run is none of theirs.
         std::fs::write(log, "").with_context(|| format!("cannot write {}", log.display()))?;
