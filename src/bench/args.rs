@@ -86,6 +86,10 @@ pub struct LoadArgs {
     /// Prompts from a file: ShareGPT's JSON, or one {"prompt": …} a line
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt_words", "repeat_ratio"])]
     pub dataset: Option<PathBuf>,
+    /// Send the prompts of --dataset in an order of the seed's, or in the file's
+    #[arg(long, default_value = "true", action = clap::ArgAction::Set,
+          value_parser = BoolishValueParser::new(), value_name = "BOOL", requires = "dataset")]
+    pub shuffle: bool,
     /// Counts the tokens of --workload and --dataset, where the server has no /tokenize: the model's
     /// tokenizer.json
     #[arg(long, value_name = "FILE")]

@@ -94,7 +94,7 @@ impl Prompts {
                     requests: load.requests,
                     warmup: load.warmup,
                     max_tokens: load.max_tokens,
-                    seed: load.seed,
+                    shuffle_seed: load.shuffle.then_some(load.seed),
                     window,
                 };
                 let (warmup, measured) = dataset.draw(&draw, &tokenizer).await?;

@@ -238,6 +238,28 @@ fn prompts_from_a_file_are_sent_with_the_lengths_of_their_replies() {
 }
 
 #[test]
+fn prompts_from_a_file_come_in_an_order_of_the_seeds_or_in_the_files() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let line = |tokens| format!("{{\"prompt\": \"one\", \"max_tokens\": {tokens}}}\n");
+    let lines: String = (1..=6).map(line).collect();
+    fs::write(folder.path().join("prompts.jsonl"), lines).expect("a writable folder");
+    let lengths = |shuffle: &str| -> Vec<usize> {
+        let flags = "--dataset prompts.jsonl --requests 6 --warmup 0 --cache-state as-is --output run.json --shuffle";
+        let flags: Vec<&str> = flags.split(' ').chain([shuffle]).collect();
+        let run = bench(folder.path(), &[], &flags);
+        assert!(run.status.success(), "{}", text(&run.stderr));
+        let mut requests = record(folder.path()).requests;
+        requests.sort_by_key(|request| request.index);
+        requests.iter().filter_map(|r| r.max_tokens).collect()
+    };
+    assert_eq!(lengths("false"), [1, 2, 3, 4, 5, 6]);
+    let mut shuffled = lengths("true");
+    assert_ne!(shuffled, [1, 2, 3, 4, 5, 6]);
+    shuffled.sort_unstable();
+    assert_eq!(shuffled, [1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
 fn flags_that_do_not_go_together_are_refused_before_a_server_is_started() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for (flags, word) in [
@@ -250,6 +272,7 @@ fn flags_that_do_not_go_together_are_refused_before_a_server_is_started() {
         (vec!["--tokenizer", "x.json"], "neither is given"),
         (vec!["--goodput", "ttft:1", "ttft:2"], "twice"),
         (vec!["--burstiness", "2"], "--request-rate"),
+        (vec!["--shuffle", "false"], "--dataset"),
         (vec!["search"], "needs an objective"),
     ] {
         let run = bench(folder.path(), &[], &flags);

@@ -50,7 +50,8 @@ pub struct Draw {
     pub warmup: usize,
     /// Where an entry has neither a length nor a reply.
     pub max_tokens: usize,
-    pub seed: u64,
+    /// Of the order; the file's own without one.
+    pub shuffle_seed: Option<u64>,
     /// Tokens of a prompt and its answer together.
     pub window: Option<usize>,
 }
@@ -95,8 +96,7 @@ impl Dataset {
         name.to_string_lossy().into_owned()
     }
 
-    /// Warm-up and measured prompts, in an order of the seed's; those that do not fit into the
-    /// model's window are passed over.
+    /// Warm-up and measured prompts; those that do not fit into the model's window are passed over.
     ///
     /// # Errors
     /// The tokenizer does not answer, or too few prompts fit.
@@ -106,7 +106,9 @@ impl Dataset {
         tokenizer: &PromptTokenizer<'_>,
     ) -> anyhow::Result<(Vec<Prompt>, Vec<Prompt>)> {
         let mut order: Vec<usize> = (0..self.entries.len()).collect();
-        order.shuffle(&mut ChaCha8Rng::seed_from_u64(draw.seed));
+        if let Some(seed) = draw.shuffle_seed {
+            order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        }
         let wanted = draw.requests + draw.warmup;
         let mut prompts = Vec::with_capacity(wanted);
         // What a tokenizer begins each text with is no token of a reply.
