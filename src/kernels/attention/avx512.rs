@@ -57,11 +57,24 @@ pub(super) fn scores<E: Load, const R: usize>(
     };
     let (pairs_of_tiles, _) = tiles[..2 * pairs].as_chunks::<2>();
     let (pairs_of_scores, _) = scores[..2 * pairs].as_chunks_mut::<2>();
-    for (tiles, scores) in pairs_of_tiles.iter().zip(pairs_of_scores) {
-        multiply_tiles(keys, tiles, queries, scores);
+    for (pair, scores) in pairs_of_scores.iter_mut().enumerate() {
+        let next = pairs_of_tiles.get(pair + 1);
+        multiply_tiles(keys, &pairs_of_tiles[pair], next, queries, scores);
     }
-    for (tile, scores) in tiles.iter().zip(scores).skip(2 * pairs) {
-        multiply_tiles(keys, &[*tile], queries, std::array::from_mut(scores));
+    for (index, scores) in scores.iter_mut().enumerate().skip(2 * pairs) {
+        let next = tiles.get(index + 1).map(std::array::from_ref);
+        let scores = std::array::from_mut(scores);
+        multiply_tiles(keys, &[tiles[index]], next, queries, scores);
+    }
+}
+
+/// Asks for row `index` of the tiles that are read next: the hardware does not foresee where the
+/// blocks of a sequence lie.
+#[inline(always)]
+fn prefetch<E, const T: usize>(tiles: &[&[[E; TILE_TOKENS]]; T], index: usize) {
+    for tile in tiles {
+        // SAFETY: a prefetch has no other effect than on speed, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(index).cast()) };
     }
 }
 
@@ -70,15 +83,18 @@ pub(super) fn scores<E: Load, const R: usize>(
 fn multiply_tiles<E: Load, const R: usize, const T: usize>(
     keys: &Tiles<E>,
     tiles: &[u32; T],
+    next: Option<&[u32; T]>,
     queries: &[[f32; R]],
     scores: &mut [Scores<R>; T],
 ) {
     let rows = tiles.map(|tile| &keys.tile(tile)[..queries.len()]);
+    let next = next.unwrap_or(tiles).map(|tile| keys.tile(tile));
     let mut sums = [[_mm512_setzero_ps(); T]; R];
     if E::IS_SCALED {
         for (group, queries) in queries.chunks(SCALE_GROUP).enumerate() {
             let rows = rows.map(|rows| &rows[group * SCALE_GROUP..][..queries.len()]);
-            let products = multiply_rows(rows, queries, [[_mm512_setzero_ps(); T]; R]);
+            let next = next.map(|rows| &rows[group * SCALE_GROUP..]);
+            let products = multiply_rows(rows, next, queries, [[_mm512_setzero_ps(); T]; R]);
             // SAFETY: this function's features.
             let scales = tiles.map(|tile| unsafe { u16::load(&keys.scales(tile)[group]) });
             for r in 0..R {
@@ -88,7 +104,7 @@ fn multiply_tiles<E: Load, const R: usize, const T: usize>(
             }
         }
     } else {
-        sums = multiply_rows(rows, queries, sums);
+        sums = multiply_rows(rows, next, queries, sums);
     }
     for r in 0..R {
         for t in 0..T {
@@ -102,10 +118,12 @@ fn multiply_tiles<E: Load, const R: usize, const T: usize>(
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn multiply_rows<E: Load, const R: usize, const T: usize>(
     rows: [&[[E; TILE_TOKENS]]; T],
+    next: [&[[E; TILE_TOKENS]]; T],
     queries: &[[f32; R]],
     mut sums: [[__m512; T]; R],
 ) -> [[__m512; T]; R] {
     for (d, queries) in queries.iter().enumerate() {
+        prefetch(&next, d);
         // SAFETY: this function's features.
         let keys: [__m512; T] = std::array::from_fn(|t| unsafe { E::load(&rows[t][d]) });
         for r in 0..R {
@@ -140,6 +158,19 @@ pub(super) fn sum_values<E: Load, const R: usize>(
     }
 }
 
+/// `C` columns of a tile of V.
+type Columns<E, const C: usize> = [[[E; COLUMN]; TILE_TOKENS]; C];
+
+#[inline(always)]
+fn columns_of<E: Load, const C: usize>(
+    values: &Tiles<E>,
+    tile: u32,
+    column: usize,
+) -> &Columns<E, C> {
+    let columns = values.tile(tile).as_chunks::<TILE_TOKENS>().0;
+    columns[column..].first_chunk().expect("bug: C columns")
+}
+
 /// Sums `C` columns from `column` on, and says how many that were.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
@@ -154,8 +185,8 @@ fn sum_columns<E: Load, const R: usize, const C: usize>(
     let padded_dim = sums.len() / R;
     let mut column_sums = [[_mm512_setzero_ps(); C]; R];
     for (index, (&tile, weights)) in tiles.iter().zip(weights).enumerate() {
-        let columns = values.tile(tile).as_chunks::<TILE_TOKENS>().0;
-        let columns = columns[column..].first_chunk().expect("bug: C columns");
+        let columns = columns_of(values, tile, column);
+        let next = columns_of(values, *tiles.get(index + 1).unwrap_or(&tile), column);
         let slots = TILE_TOKENS.min(len - index * TILE_TOKENS);
         if E::IS_SCALED {
             let scales = values.scales(tile);
@@ -172,14 +203,14 @@ fn sum_columns<E: Load, const R: usize, const C: usize>(
                 }
             }
             add_slots(
-                columns,
+                (columns, next),
                 slots,
                 |r, c, slot| scaled[r][c][slot],
                 &mut column_sums,
             );
         } else {
             add_slots(
-                columns,
+                (columns, next),
                 slots,
                 |r, _, slot| weights[r][slot],
                 &mut column_sums,
@@ -200,13 +231,15 @@ fn sum_columns<E: Load, const R: usize, const C: usize>(
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn add_slots<E: Load, const R: usize, const C: usize>(
-    columns: &[[[E; COLUMN]; TILE_TOKENS]; C],
+    (columns, next): (&Columns<E, C>, &Columns<E, C>),
     slots: usize,
     weight: impl Fn(usize, usize, usize) -> f32,
     sums: &mut [[__m512; C]; R],
 ) {
+    let next = next.each_ref().map(|column| column.as_slice());
     #[expect(clippy::needless_range_loop, reason = "a slot lies in every column")]
     for slot in 0..slots {
+        prefetch(&next, slot);
         // SAFETY: this function's features.
         let values: [__m512; C] = std::array::from_fn(|c| unsafe { E::load(&columns[c][slot]) });
         for (r, sums) in sums.iter_mut().enumerate() {

@@ -143,12 +143,12 @@ fn multiply_few<const BITS: u32, const ZERO: i32, const R: usize>(
             codes[r] = rows[r].1;
         }
         add_products!(BITS, ZERO, R, weights, codes, totals);
-        for r in 0..R {
+        for (r, total) in totals.iter_mut().enumerate() {
             // The same groups of a row are loud for each panel, as the machine soon predicts.
             if let Some(fine) = run.fine(r) {
-                let mut total = [totals[r]];
-                add_products!(BITS, ZERO, 1, weights, [fine], total);
-                totals[r] = total[0];
+                let mut one = [*total];
+                add_products!(BITS, ZERO, 1, weights, [fine], one);
+                [*total] = one;
             }
         }
     }
