@@ -27,11 +27,19 @@ pub enum SourceFormat {
     Q6K,
 }
 
+/// The codes of a group, four at a time.
+pub(super) type Fours = [u32; CODE_GROUP / 4];
+
+/// The lowest four bits, two bits, and bit of each of four codes.
+const NIBBLES: u32 = 0x0f0f_0f0f;
+const TWO_BITS: u32 = 0x0303_0303;
+const BITS: u32 = 0x0101_0101;
+
 /// 32 weights that follow one another in a row.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Group {
-    /// Unsigned, but for Q8_0, whose bytes are signed.
-    pub codes: [u8; CODE_GROUP],
+    /// Four codes in each, the first in the lowest byte; unsigned, but for Q8_0.
+    pub codes: Fours,
     /// Of the first and the second 16 weights; only Q6_K has two.
     pub scales: [f16; 2],
     pub min: f16,
@@ -98,7 +106,7 @@ impl SourceFormat {
                 )
             }
             Self::Q8_0 => Group {
-                codes: at(block, 2),
+                codes: fours(&block[2..]),
                 scales: [half_at(block, 0); 2],
                 min: f16::ZERO,
             },
@@ -110,16 +118,26 @@ impl SourceFormat {
     }
 }
 
+/// Little-endian words.
+fn fours<const N: usize>(bytes: &[u8]) -> [u32; N] {
+    let words: &[[u8; 4]; N] = bytes.as_chunks().0.first_chunk().expect("bug: N words");
+    words.map(u32::from_le_bytes)
+}
+
 /// Q4_0 to Q5_1: byte `i` holds weights `i` and `i + 16`; a fifth bit comes from `high_bits`.
 fn legacy(scale: f16, min: f16, high_bits: Option<u32>, nibbles: &[u8]) -> Group {
-    let mut codes = [0; CODE_GROUP];
-    for (i, byte) in nibbles.iter().enumerate() {
-        codes[i] = byte & 15;
-        codes[i + 16] = byte >> 4;
+    let nibbles: [u32; CODE_GROUP / 8] = fours(nibbles);
+    let mut codes = [0; CODE_GROUP / 4];
+    for (i, pairs) in nibbles.into_iter().enumerate() {
+        codes[i] = pairs & NIBBLES;
+        codes[i + nibbles.len()] = pairs >> 4 & NIBBLES;
     }
     if let Some(high_bits) = high_bits {
-        for (i, code) in codes.iter_mut().enumerate() {
-            *code |= ((high_bits >> i & 1) << 4) as u8;
+        // Moves bit i of four to byte i.
+        const SPREAD: u32 = 1 | 1 << 7 | 1 << 14 | 1 << 21;
+        for (i, codes) in codes.iter_mut().enumerate() {
+            let bits = high_bits >> (4 * i) & 15;
+            *codes |= (bits.wrapping_mul(SPREAD) & BITS) << 4;
         }
     }
     Group {
@@ -130,16 +148,16 @@ fn legacy(scale: f16, min: f16, high_bits: Option<u32>, nibbles: &[u8]) -> Group
 }
 
 fn q4k(block: &[u8], part: usize) -> Group {
-    let nibbles = &block[16 + part / 2 * 32..][..32];
-    let codes = std::array::from_fn(|i| nibbles[i] >> (part % 2 * 4) & 15);
+    let nibbles: Fours = fours(&block[16 + part / 2 * 32..]);
+    let codes = nibbles.map(|pairs| pairs >> (part % 2 * 4) & NIBBLES);
     with_packed_scales(block, part, codes)
 }
 
 fn q5k(block: &[u8], part: usize) -> Group {
-    let high_bits = &block[16..48];
-    let nibbles = &block[48 + part / 2 * 32..][..32];
+    let high_bits: Fours = fours(&block[16..]);
+    let nibbles: Fours = fours(&block[48 + part / 2 * 32..]);
     let codes = std::array::from_fn(|i| {
-        (nibbles[i] >> (part % 2 * 4) & 15) | (high_bits[i] >> part & 1) << 4
+        (nibbles[i] >> (part % 2 * 4) & NIBBLES) | (high_bits[i] >> part & BITS) << 4
     });
     with_packed_scales(block, part, codes)
 }
@@ -148,7 +166,7 @@ fn q5k(block: &[u8], part: usize) -> Group {
 ///
 /// The products are rounded to f16, at most one part in 2048 off: far less than half a step of a
 /// 4 or 5 bit code.
-fn with_packed_scales(block: &[u8], part: usize, codes: [u8; CODE_GROUP]) -> Group {
+fn with_packed_scales(block: &[u8], part: usize, codes: Fours) -> Group {
     let packed = &block[4..16];
     let (scale, min) = match part < 4 {
         true => (packed[part] & 63, packed[part + 4] & 63),
@@ -168,10 +186,11 @@ fn with_packed_scales(block: &[u8], part: usize, codes: [u8; CODE_GROUP]) -> Gro
 /// Q6_K: halves of 128 weights; an 8-bit multiple of one f16 for every 16 weights, rounded as above.
 fn q6k(block: &[u8], part: usize) -> Group {
     let (half, part) = (part / 4, part % 4);
-    let low = &block[half * 64 + part % 2 * 32..][..32];
-    let high = &block[128 + half * 32..][..32];
-    let codes =
-        std::array::from_fn(|i| (low[i] >> (part / 2 * 4) & 15) | (high[i] >> (2 * part) & 3) << 4);
+    let low: Fours = fours(&block[half * 64 + part % 2 * 32..]);
+    let high: Fours = fours(&block[128 + half * 32..]);
+    let codes = std::array::from_fn(|i| {
+        (low[i] >> (part / 2 * 4) & NIBBLES) | (high[i] >> (2 * part) & TWO_BITS) << 4
+    });
     let scale = |i: usize| {
         let multiple = block[192 + half * 8 + part * 2 + i] as i8;
         f16::from_f32(half_at(block, 208).to_f32() * f32::from(multiple))

@@ -21,6 +21,7 @@ mod matmul;
 mod packed;
 mod pool;
 mod shared;
+mod weight_memory;
 
 pub use activations::{Activations, CODE_GROUP, Codes, GroupScale, Needs};
 pub use attention::{AttentionBatch, AttentionPlan, AttentionShape, attend};
@@ -32,11 +33,14 @@ pub use matmul::{Epilogue, matmul, matmul_gated, needs};
 pub use packed::{PackedMatrix, PanelFormat, SourceMatrix};
 pub use pool::Pool;
 
-/// What kernels run on: an instruction set that this machine has, and threads.
+use weight_memory::WeightMemory;
+
+/// What kernels run on: an instruction set that this machine has, threads, and memory for weights.
 #[derive(Debug)]
 pub struct Compute {
     isa: Isa,
     pool: Pool,
+    weight_memory: WeightMemory,
 }
 
 impl Compute {
@@ -44,7 +48,11 @@ impl Compute {
     /// If this machine lacks `isa`: to run its instructions would be undefined behaviour.
     pub fn new(isa: Isa, pool: Pool) -> Self {
         assert!(isa.is_available(), "bug: this machine has no {isa}");
-        Self { isa, pool }
+        Self {
+            isa,
+            pool,
+            weight_memory: WeightMemory::default(),
+        }
     }
 
     pub fn isa(&self) -> Isa {

@@ -18,9 +18,9 @@
 
 use half::{bf16, f16};
 
-use super::aligned::Aligned;
 use super::blocks::Group;
 use super::shared::SharedMut;
+use super::weight_memory::WeightBytes;
 use super::{CODE_GROUP, Compute, SourceFormat};
 
 /// Rows of a panel.
@@ -123,7 +123,7 @@ pub struct PackedMatrix {
     /// Bytes of each part of a panel, then of the whole panel.
     part_bytes: [usize; 4],
     panel_bytes: usize,
-    data: Aligned<u8>,
+    data: WeightBytes,
 }
 
 /// One panel's bytes.
@@ -187,7 +187,7 @@ impl PackedMatrix {
             inputs,
             part_bytes,
             panel_bytes,
-            data: Aligned::zeros(num_panels * panel_bytes),
+            data: compute.weight_memory.zeros(num_panels * panel_bytes),
         };
         let bytes = SharedMut::new(&mut packed.data);
         compute
@@ -376,27 +376,38 @@ impl<'a> PanelWriter<'a> {
     }
 
     fn write_group(&mut self, index: usize, lane: usize, group: &Group) {
-        let steps = group.codes.chunks_exact(STEP).enumerate();
-        let lanes = lane * STEP..(lane + 1) * STEP;
-        for (step, codes) in steps {
-            if self.format == PanelFormat::Q8 {
-                let vector = (index * STEPS_OF_GROUP + step) * LANES;
-                self.codes[vector..][lanes.clone()].copy_from_slice(codes);
-                continue;
+        let put_four = |bytes: &mut [u8], vector: usize, four: u32| {
+            put(bytes, vector * LANES + lane * STEP, four.to_le_bytes());
+        };
+        let codes = &group.codes;
+        if self.format == PanelFormat::Q8 {
+            for (step, four) in codes.iter().enumerate() {
+                put_four(self.codes, index * STEPS_OF_GROUP + step, *four);
             }
-            let vector = (index * 4 + step % 4) * LANES;
-            let shift = 4 * (step / 4);
-            or_into(&mut self.codes[vector..][lanes.clone()], codes, |code| {
-                (code & 15) << shift
-            });
-            let (vector, shift) = match self.format {
-                PanelFormat::Q5Zero | PanelFormat::Q5Min => (index * LANES, step),
-                PanelFormat::Q6 => ((index * 2 + step / 4) * LANES, 2 * (step % 4)),
-                _ => continue,
-            };
-            or_into(&mut self.highs[vector..][lanes.clone()], codes, |code| {
-                (code >> 4) << shift
-            });
+        } else {
+            let (low, high) = codes.split_at(STEPS_OF_GROUP / 2);
+            for (vector, (low, high)) in low.iter().zip(high).enumerate() {
+                let nibbles = low & 0x0f0f_0f0f | (high & 0x0f0f_0f0f) << 4;
+                put_four(self.codes, index * STEPS_OF_GROUP / 2 + vector, nibbles);
+            }
+        }
+        // What lies above the nibbles, of some steps side by side.
+        let high_bits = |steps: &[u32], bits: usize| {
+            let steps = steps.iter().enumerate();
+            steps.fold(0, |word, (step, four)| {
+                word | (four >> 4 & 0x0f0f_0f0f) << (bits * step)
+            })
+        };
+        match self.format {
+            PanelFormat::Q5Zero | PanelFormat::Q5Min => {
+                put_four(self.highs, index, high_bits(codes, 1));
+            }
+            PanelFormat::Q6 => {
+                for (part, steps) in codes.chunks_exact(STEPS_OF_GROUP / 2).enumerate() {
+                    put_four(self.highs, 2 * index + part, high_bits(steps, 2));
+                }
+            }
+            _ => {}
         }
         if self.format == PanelFormat::Q6 {
             for (half, scale) in group.scales.iter().enumerate() {
@@ -417,12 +428,6 @@ impl<'a> PanelWriter<'a> {
                 group.min.to_le_bytes(),
             );
         }
-    }
-}
-
-fn or_into(bytes: &mut [u8], codes: &[u8], bits: impl Fn(u8) -> u8) {
-    for (byte, code) in bytes.iter_mut().zip(codes) {
-        *byte |= bits(*code);
     }
 }
 
