@@ -227,6 +227,13 @@ fn loops(isa: Isa) -> [Loop; 4] {
     match isa {
         Isa::Avx512Bf16 => [vnni, vnni, (bf16_avx512 as _, 10 * 32), wide],
         Isa::Avx512Vnni => [vnni, vnni, wide, wide],
+        Isa::AvxVnni => {
+            let vnni: Loop = match is_x86_feature_detected!("avxvnni") {
+                true => (bytes_avx_vnni as _, 10 * 32),
+                false => (bytes_vnni_of_256 as _, 10 * 32),
+            };
+            [vnni, vnni, narrow, narrow]
+        }
         Isa::Avx2 | Isa::Portable => {
             let (nibbles, bytes) = ((nibbles_avx2 as _, 8 * 32), (bytes_avx2 as _, 8 * 32));
             [nibbles, bytes, narrow, narrow]
@@ -308,6 +315,22 @@ mod peak {
         _mm512_setzero_si512(),
         _mm512_set1_epi32(black_box(3)),
         |sum, x| _mm512_dpbusd_epi32(*sum, x, x)
+    );
+    peak!(
+        bytes_vnni_of_256,
+        "avx512f,avx512vl,avx512vnni",
+        10,
+        _mm256_setzero_si256(),
+        _mm256_set1_epi32(black_box(3)),
+        |sum, x| _mm256_dpbusd_epi32(*sum, x, x)
+    );
+    peak!(
+        bytes_avx_vnni,
+        "avx2,avxvnni",
+        10,
+        _mm256_setzero_si256(),
+        _mm256_set1_epi32(black_box(3)),
+        |sum, x| _mm256_dpbusd_avx_epi32(*sum, x, x)
     );
     peak!(
         bf16_avx512,

@@ -61,8 +61,8 @@ pub struct ModelConfig {
     /// Compute threads [default: one for each core]
     #[arg(long, env = "NUM_THREADS")]
     pub num_threads: Option<usize>,
-    /// Instruction set of the CPU kernels: auto, portable, avx2, avx512-vnni or avx512-bf16;
-    /// auto takes the widest there is
+    /// Instruction set of the CPU kernels: auto, portable, avx2, avx-vnni, avx512-vnni or
+    /// avx512-bf16; auto takes the widest there is
     #[arg(long, env = "CPU_ISA", default_value = "auto")]
     pub cpu_isa: IsaChoice,
 }

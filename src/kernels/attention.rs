@@ -262,7 +262,7 @@ fn attend_unit<'a, E: Readable>(
     scratch.factors.clear();
     scratch.sums.resize(scratch.sums.len().max(sums_len), 0.0);
     let most = match isa {
-        Isa::Portable | Isa::Avx2 => 4,
+        Isa::Portable | Isa::Avx2 | Isa::AvxVnni => 4,
         Isa::Avx512Vnni | Isa::Avx512Bf16 => UNIT_ROWS,
     };
     for first in (0..num_rows).step_by(most) {
@@ -340,7 +340,7 @@ fn multiply_keys<E: Readable>(
         },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2 => unsafe {
+        Isa::Avx2 | Isa::AvxVnni => unsafe {
             with_rows!(rows, [1 2 3 4], avx2::scores, (keys, tiles, queries, scores));
         },
         _ => with_rows!(rows, [1 2 3 4], portable::scores, (keys, tiles, queries, scores)),
@@ -364,7 +364,7 @@ fn sum_values<E: Readable>(
         },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2 => unsafe {
+        Isa::Avx2 | Isa::AvxVnni => unsafe {
             with_rows!(rows, [1 2 3 4], avx2::sum_values, (values, tiles, weights, len, sums));
         },
         _ => with_rows!(rows, [1 2 3 4], portable::sum_values, (values, tiles, weights, len, sums)),

@@ -9,6 +9,8 @@ pub enum Isa {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// The same with `vpdpbusd` for 256 bits, as AVX-VNNI or AVX-512 VNNI have it.
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI, beside all that `Avx2` has.
     Avx512Vnni,
     /// The same with BF16: weights in bf16 multiply activations in bf16.
@@ -17,9 +19,10 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, whether or not this machine has them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Portable,
         Self::Avx2,
+        Self::AvxVnni,
         Self::Avx512Vnni,
         Self::Avx512Bf16,
     ];
@@ -41,6 +44,13 @@ impl Isa {
                     && is_x86_feature_detected!("f16c")
             }
             #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => {
+                let of_avx512 = is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni");
+                Self::Avx2.is_available() && (is_x86_feature_detected!("avxvnni") || of_avx512)
+            }
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => {
                 Self::Avx2.is_available()
                     && is_x86_feature_detected!("avx512f")
@@ -54,7 +64,7 @@ impl Isa {
                 Self::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16")
             }
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512Vnni | Self::Avx512Bf16 => false,
+            Self::Avx2 | Self::AvxVnni | Self::Avx512Vnni | Self::Avx512Bf16 => false,
         }
     }
 }
@@ -64,6 +74,7 @@ impl fmt::Display for Isa {
         f.write_str(match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx-vnni",
             Self::Avx512Vnni => "avx512-vnni",
             Self::Avx512Bf16 => "avx512-bf16",
         })
@@ -98,7 +109,7 @@ macro_rules! for_each_isa {
                 $crate::kernels::Isa::Avx512Vnni | $crate::kernels::Isa::Avx512Bf16 => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: whoever holds this value made sure that the machine has it; see Compute.
-                $crate::kernels::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::kernels::Isa::Avx2 | $crate::kernels::Isa::AvxVnni => unsafe { avx2($($arg),*) },
                 _ => portable($($arg),*),
             }
         }

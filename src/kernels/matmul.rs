@@ -203,6 +203,9 @@ fn multiply(isa: Isa, panel: &Panel<'_>, x: &Activations, first: usize, sums: &m
         Isa::Avx2 => unsafe { avx2::multiply(panel, x, first, sums) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
+        Isa::AvxVnni => unsafe { avx2::vnni::multiply(panel, x, first, sums) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
         Isa::Avx512Bf16 if panel.format == PanelFormat::Bf16 => unsafe {
             avx512_bf16::multiply(panel, x, first, sums);
         },

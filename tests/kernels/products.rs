@@ -416,3 +416,26 @@ fn gates_are_activated_and_multiplied() {
         }
     }
 }
+
+/// Both multiply exactly, and scale and add in the same order.
+#[test]
+fn avx_vnni_gives_the_bits_of_avx2() {
+    let both = [Isa::Avx2, Isa::AvxVnni];
+    if !both.into_iter().all(Isa::is_available) {
+        return;
+    }
+    let [narrow, vnni] = both.map(|isa| compute(isa, 1));
+    for (dtype, format) in QUANTIZED.into_iter().chain(DENSE) {
+        let (inputs, outputs, rows) = (1536, 40, 7);
+        let (bytes, _) = stored(dtype, outputs, inputs);
+        let matrix = pack(&narrow, format, &bytes, outputs, inputs);
+        let values = uneven_noise(rows, inputs, 17);
+        for rows in 1..=rows {
+            let x = activations(&narrow, rows, inputs, &values[..rows * inputs]);
+            let [expected, y] = [&narrow, &vnni]
+                .map(|compute| product(compute, &matrix, &x))
+                .map(|y| y.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+            assert!(y == expected, "{format:?}, {rows} rows");
+        }
+    }
+}

@@ -5,6 +5,8 @@
 //! = 30480, four steps of 5 bits 31496, two of 6 bits 32004, one step of signed bytes (as magnitude
 //! times signed activation) 2 * 128 * 127 = 32512, all below 32768.
 
+pub(super) mod vnni;
+
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
@@ -31,77 +33,187 @@ struct GroupWeights {
     zero: i32,
 }
 
-/// Adds rows from `first` on times one panel.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn multiply(panel: &Panel<'_>, x: &Activations, first: usize, sums: &mut Sums) {
-    match panel.format {
-        PanelFormat::Q4Zero | PanelFormat::Q4Min => multiply_codes::<4>(panel, x, first, sums),
-        PanelFormat::Q5Zero | PanelFormat::Q5Min => multiply_codes::<5>(panel, x, first, sums),
-        PanelFormat::Q6 => multiply_codes::<6>(panel, x, first, sums),
-        PanelFormat::Q8 => multiply_codes::<8>(panel, x, first, sums),
-        PanelFormat::F32 | PanelFormat::F16 | PanelFormat::Bf16 => {
-            multiply_dense(panel, x, first, sums);
+/// Defines `multiply`, compiled for some instructions with all its loops: a call to code for others is
+/// never inlined. It takes from beside it `dot_part`, the `steps` that this sums, and `ZERO_OF_BYTES`.
+macro_rules! define_multiply {
+    ($features:literal) => {
+        /// Adds rows from `first` on times one panel.
+        #[target_feature(enable = $features)]
+        pub(in crate::kernels::matmul) fn multiply(
+            panel: &Panel<'_>,
+            x: &Activations,
+            first: usize,
+            sums: &mut Sums,
+        ) {
+            match panel.format {
+                PanelFormat::Q4Zero | PanelFormat::Q4Min => {
+                    multiply_codes::<4>(panel, x, first, sums)
+                }
+                PanelFormat::Q5Zero | PanelFormat::Q5Min => {
+                    multiply_codes::<5>(panel, x, first, sums)
+                }
+                PanelFormat::Q6 => multiply_codes::<6>(panel, x, first, sums),
+                PanelFormat::Q8 => multiply_codes::<8>(panel, x, first, sums),
+                PanelFormat::F32 | PanelFormat::F16 | PanelFormat::Bf16 => {
+                    multiply_dense(panel, x, first, sums);
+                }
+            }
         }
-    }
-}
 
-#[target_feature(enable = "avx2,fma,f16c")]
-fn multiply_codes<const BITS: u32>(
-    panel: &Panel<'_>,
-    x: &Activations,
-    first: usize,
-    sums: &mut Sums,
-) {
-    // Steps whose products 16 bits hold. The compiler must not know long ones: it would unroll the
-    // loop over them, reorder its sums, and run out of registers.
-    let steps = match BITS {
+        #[target_feature(enable = $features)]
+        fn multiply_codes<const BITS: u32>(
+            panel: &Panel<'_>,
+            x: &Activations,
+            first: usize,
+            sums: &mut Sums,
+        ) {
+            let steps = steps::<BITS>();
+            let mut unpacked = Unpacked([[0; LANES]; STEPS_OF_GROUP]);
+            let prefetched = panel.next.len().div_ceil(panel.num_groups().max(1));
+            for group in 0..panel.num_groups() {
+                prefetch(panel.next, group * prefetched, prefetched);
+                match BITS {
+                    4 => unpack_4_bits(panel, group, &mut unpacked.0),
+                    5 => unpack_5_bits(panel, group, &mut unpacked.0),
+                    6 => unpack_6_bits(panel, group, &mut unpacked.0),
+                    _ => {}
+                }
+                let codes = match BITS {
+                    8 => &panel.codes.as_chunks().0.as_chunks().0[group],
+                    _ => &unpacked.0,
+                };
+                let weights = GroupWeights {
+                    scales: match BITS {
+                        6 => [0, 1].map(|half| load_halves(panel.scales, 2 * group + half)),
+                        _ => [load_halves(panel.scales, group); 2],
+                    },
+                    mins: match panel.format.has_min() {
+                        true => Some(load_halves(panel.mins, group)),
+                        false => None,
+                    },
+                    zero: match BITS {
+                        8 => ZERO_OF_BYTES,
+                        _ => panel.format.zero(),
+                    },
+                };
+                let run = x.run(group, first..first + sums.len());
+                let mut row = 0;
+                while row < sums.len() {
+                    match sums.len() - row {
+                        4.. => add_rows::<BITS, 4>(codes, steps, &weights, run.rows(row), sums),
+                        3 => add_rows::<BITS, 3>(codes, steps, &weights, run.rows(row), sums),
+                        2 => add_rows::<BITS, 2>(codes, steps, &weights, run.rows(row), sums),
+                        _ => add_rows::<BITS, 1>(codes, steps, &weights, run.rows(row), sums),
+                    }
+                    row += 4;
+                }
+                let mut loud = run.loud_rows();
+                while let Some(first) = loud.next() {
+                    match loud.next() {
+                        Some(second) => {
+                            add_rows::<BITS, 2>(codes, steps, &weights, [first, second], sums)
+                        }
+                        None => add_rows::<BITS, 1>(codes, steps, &weights, [first], sums),
+                    }
+                }
+            }
+        }
+
+        /// Adds a group's products with `R` rows to their sums.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn add_rows<const BITS: u32, const R: usize>(
+            codes: &Codes,
+            steps: usize,
+            weights: &GroupWeights,
+            x: [(usize, RowCodes<'_>); R],
+            sums: &mut Sums,
+        ) {
+            // Q6 has a scale for each half of the group.
+            let halves = if BITS == 6 { 2 } else { 1 };
+            for half in 0..halves {
+                let products = dot_part::<BITS, R>(codes, steps, x.map(|(_, x)| x.codes), half);
+                match BITS {
+                    6 => add_scaled_half(products, half, weights, x, sums),
+                    _ => add_scaled(products, weights, x, sums),
+                }
+            }
+        }
+
+        /// Adds the products of a whole group to the sums.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn add_scaled<const R: usize>(
+            products: [Pair; R],
+            weights: &GroupWeights,
+            x: [(usize, RowCodes<'_>); R],
+            sums: &mut Sums,
+        ) {
+            for r in 0..R {
+                let (row, RowCodes { scale, .. }) = x[r];
+                let sums = &mut sums[row];
+                let x_scale = _mm256_set1_ps(scale.scale);
+                let mut row = load_sums(sums);
+                let mut products = products[r];
+                if weights.zero != 0 {
+                    let zero = _mm256_set1_epi32(weights.zero * scale.sum);
+                    products = products.map(|product| _mm256_sub_epi32(product, zero));
+                }
+                for half in 0..2 {
+                    let product = _mm256_cvtepi32_ps(products[half]);
+                    let product = _mm256_mul_ps(product, weights.scales[0][half]);
+                    row[half] = _mm256_fmadd_ps(product, x_scale, row[half]);
+                }
+                if let Some(mins) = weights.mins {
+                    let scaled_sum = _mm256_set1_ps(scale.scaled_sum);
+                    for half in 0..2 {
+                        row[half] = _mm256_fmadd_ps(mins[half], scaled_sum, row[half]);
+                    }
+                }
+                store_sums(sums, row);
+            }
+        }
+
+        /// Adds the products of the first or the second 16 inputs to the sums.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn add_scaled_half<const R: usize>(
+            products: [Pair; R],
+            part: usize,
+            weights: &GroupWeights,
+            x: [(usize, RowCodes<'_>); R],
+            sums: &mut Sums,
+        ) {
+            for r in 0..R {
+                let (row, RowCodes { scale, .. }) = x[r];
+                let sums = &mut sums[row];
+                let x_scale = _mm256_set1_ps(scale.scale);
+                let mut row = load_sums(sums);
+                let zero = _mm256_set1_epi32(weights.zero * scale.half_sums[part]);
+                for half in 0..2 {
+                    let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[r][half], zero));
+                    let product = _mm256_mul_ps(product, weights.scales[part][half]);
+                    row[half] = _mm256_fmadd_ps(product, x_scale, row[half]);
+                }
+                store_sums(sums, row);
+            }
+        }
+    };
+}
+use define_multiply;
+
+define_multiply!("avx2,fma,f16c");
+
+/// What `dot_part` takes signed bytes' zero to be.
+const ZERO_OF_BYTES: i32 = 0;
+
+/// Steps whose products 16 bits hold. The compiler must not know long ones: it would unroll the loop
+/// over them, reorder its sums, and run out of registers.
+fn steps<const BITS: u32>() -> usize {
+    match BITS {
         5 => black_box(4),
         6 => 2,
         _ => black_box(8),
-    };
-    let mut unpacked = Unpacked([[0; LANES]; STEPS_OF_GROUP]);
-    let prefetched = panel.next.len().div_ceil(panel.num_groups().max(1));
-    for group in 0..panel.num_groups() {
-        prefetch(panel.next, group * prefetched, prefetched);
-        match BITS {
-            4 => unpack_4_bits(panel, group, &mut unpacked.0),
-            5 => unpack_5_bits(panel, group, &mut unpacked.0),
-            6 => unpack_6_bits(panel, group, &mut unpacked.0),
-            _ => {}
-        }
-        let codes = match BITS {
-            8 => &panel.codes.as_chunks().0.as_chunks().0[group],
-            _ => &unpacked.0,
-        };
-        let weights = GroupWeights {
-            scales: match BITS {
-                6 => [0, 1].map(|half| load_halves(panel.scales, 2 * group + half)),
-                _ => [load_halves(panel.scales, group); 2],
-            },
-            mins: match panel.format.has_min() {
-                true => Some(load_halves(panel.mins, group)),
-                false => None,
-            },
-            zero: panel.format.zero(),
-        };
-        let run = x.run(group, first..first + sums.len());
-        let mut row = 0;
-        while row < sums.len() {
-            match sums.len() - row {
-                4.. => add_rows::<BITS, 4>(codes, steps, &weights, run.rows(row), sums),
-                3 => add_rows::<BITS, 3>(codes, steps, &weights, run.rows(row), sums),
-                2 => add_rows::<BITS, 2>(codes, steps, &weights, run.rows(row), sums),
-                _ => add_rows::<BITS, 1>(codes, steps, &weights, run.rows(row), sums),
-            }
-            row += 4;
-        }
-        let mut loud = run.loud_rows();
-        while let Some(first) = loud.next() {
-            match loud.next() {
-                Some(second) => add_rows::<BITS, 2>(codes, steps, &weights, [first, second], sums),
-                None => add_rows::<BITS, 1>(codes, steps, &weights, [first], sums),
-            }
-        }
     }
 }
 
@@ -118,27 +230,6 @@ fn prefetch(bytes: &[u8], offset: usize, len: usize) {
     }
 }
 
-/// Adds a group's products with `R` rows to their sums.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn add_rows<const BITS: u32, const R: usize>(
-    codes: &Codes,
-    steps: usize,
-    weights: &GroupWeights,
-    x: [(usize, RowCodes<'_>); R],
-    sums: &mut Sums,
-) {
-    // Q6 has a scale for each half of the group.
-    let halves = if BITS == 6 { 2 } else { 1 };
-    for half in 0..halves {
-        let products = dot_part::<BITS, R>(codes, steps, x.map(|(_, x)| x.codes), half);
-        match BITS {
-            6 => add_scaled_half(products, half, weights, x, sums),
-            _ => add_scaled(products, weights, x, sums),
-        }
-    }
-}
-
 /// 32-bit products of `R` rows with a group, or with a half of it where halves have scales.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -146,13 +237,13 @@ fn dot_part<const BITS: u32, const R: usize>(
     codes: &Codes,
     steps: usize,
     x: [&[i8; CODE_GROUP]; R],
-    half: usize,
+    part: usize,
 ) -> [Pair; R] {
     match BITS {
         4 => dot(codes, x, 0, steps).map(|products| widen(products)),
         5 => widen_and_add(dot(codes, x, 0, steps), dot(codes, x, steps, steps)),
         6 => {
-            let start = 2 * half * steps;
+            let start = 2 * part * steps;
             let first = dot(codes, x, start, steps);
             widen_and_add(first, dot(codes, x, start + steps, steps))
         }
@@ -229,65 +320,6 @@ fn widen_and_add<const R: usize>(first: [Pair; R], second: [Pair; R]) -> [Pair; 
             _mm256_add_epi32(first[1], second[1]),
         ]
     })
-}
-
-/// Adds the products of a whole group to the sums.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn add_scaled<const R: usize>(
-    products: [Pair; R],
-    weights: &GroupWeights,
-    x: [(usize, RowCodes<'_>); R],
-    sums: &mut Sums,
-) {
-    for r in 0..R {
-        let (row, RowCodes { scale, .. }) = x[r];
-        let sums = &mut sums[row];
-        let x_scale = _mm256_set1_ps(scale.scale);
-        let mut row = load_sums(sums);
-        let mut products = products[r];
-        if weights.zero != 0 {
-            let zero = _mm256_set1_epi32(weights.zero * scale.sum);
-            products = products.map(|product| _mm256_sub_epi32(product, zero));
-        }
-        for half in 0..2 {
-            let product = _mm256_cvtepi32_ps(products[half]);
-            let product = _mm256_mul_ps(product, weights.scales[0][half]);
-            row[half] = _mm256_fmadd_ps(product, x_scale, row[half]);
-        }
-        if let Some(mins) = weights.mins {
-            let scaled_sum = _mm256_set1_ps(scale.scaled_sum);
-            for half in 0..2 {
-                row[half] = _mm256_fmadd_ps(mins[half], scaled_sum, row[half]);
-            }
-        }
-        store_sums(sums, row);
-    }
-}
-
-/// Adds the products of the first or the second 16 inputs to the sums.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn add_scaled_half<const R: usize>(
-    products: [Pair; R],
-    part: usize,
-    weights: &GroupWeights,
-    x: [(usize, RowCodes<'_>); R],
-    sums: &mut Sums,
-) {
-    for r in 0..R {
-        let (row, RowCodes { scale, .. }) = x[r];
-        let sums = &mut sums[row];
-        let x_scale = _mm256_set1_ps(scale.scale);
-        let mut row = load_sums(sums);
-        let zero = _mm256_set1_epi32(weights.zero * scale.half_sums[part]);
-        for half in 0..2 {
-            let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[r][half], zero));
-            let product = _mm256_mul_ps(product, weights.scales[part][half]);
-            row[half] = _mm256_fmadd_ps(product, x_scale, row[half]);
-        }
-        store_sums(sums, row);
-    }
 }
 
 #[inline]
