@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
+use candlepower::bench::bandwidth::read_bytes_per_s;
 use candlepower::kernels::{
     Activations, AttentionBatch, AttentionPlan, AttentionShape, CODE_GROUP, Compute, Epilogue, Isa,
     KvShape, KvStorage, KvType, Needs, PackedMatrix, PanelFormat, Pool, SourceFormat, SourceMatrix,
@@ -48,7 +49,7 @@ fn main() {
     let threads = threads.unwrap_or(1);
     for isa in Isa::ALL.into_iter().rev().filter(|isa| isa.is_available()) {
         let compute = Compute::new(isa, Pool::new(threads).expect("threads"));
-        let bandwidth = bandwidth(&compute);
+        let bandwidth = read_bytes_per_s(threads).expect("memory");
         println!(
             "\n{isa}, {threads} threads; memory read at {:.1} GB/s",
             bandwidth / 1e9
@@ -165,23 +166,6 @@ fn activations(compute: &Compute, rows: usize) -> Activations {
         },
     );
     x
-}
-
-/// Bytes a second that all threads read from memory.
-fn bandwidth(compute: &Compute) -> f64 {
-    let data = vec![1u64; MATRIX_BYTES / 8 * 2];
-    let time = best(5, || {
-        compute.pool().for_each(data.len(), 1 << 16, |range| {
-            let mut sums = [0u64; 32];
-            for chunk in data[range].as_chunks::<32>().0 {
-                for (sum, value) in sums.iter_mut().zip(chunk) {
-                    *sum ^= value;
-                }
-            }
-            black_box(sums);
-        });
-    });
-    size_of_val(data.as_slice()) as f64 / time.as_secs_f64()
 }
 
 /// Most multiplications and additions a second, of all threads, in 10^9.

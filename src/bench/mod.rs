@@ -10,7 +10,7 @@
 
 pub mod ab;
 mod args;
-mod bandwidth;
+pub mod bandwidth;
 mod benchmarks_md;
 pub mod cache_state;
 pub mod chaos;

@@ -102,7 +102,14 @@ async fn session(folder: &Path, args: &BenchArgs) -> anyhow::Result<()> {
         api_key: args.api_key.as_ref(),
     };
     // Before there is a server that would share the memory.
-    let read_bytes_per_s = args.measure_bandwidth.then(bandwidth::read_bytes_per_s);
+    let read_bytes_per_s = match args.measure_bandwidth {
+        true => {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            let speed = bandwidth::read_bytes_per_s(threads);
+            Some(speed.context("no memory to measure how fast it is read")?)
+        }
+        false => None,
+    };
     let load = &args.load;
     keep(&kept, args.endpoint.as_ref(), async |target| {
         let mut record = measure(target, load).await?;
