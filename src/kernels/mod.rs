@@ -6,7 +6,8 @@
 //! number of threads, not even in its last bit.
 //!
 //! Beside the loader of the CUDA driver, this is the one part of the crate that may use `unsafe`:
-//! for intrinsics, and for handing disjoint parts of one slice to several threads.
+//! for intrinsics, for handing disjoint parts of one slice to several threads, and for the parts of a
+//! map that are a matrix each.
 #![allow(unsafe_code)]
 
 mod activations;
