@@ -80,10 +80,15 @@ impl<'a> RunOfCodes<'a> {
     /// What rounding took from a row's codes, if the row is loud.
     #[inline(always)]
     pub fn fine(&self, row: usize) -> Option<Codes<'a>> {
-        (self.loud >> row & 1 != 0).then(|| Codes {
+        (self.loud >> row & 1 != 0).then(|| self.fine_of(row))
+    }
+
+    #[inline(always)]
+    fn fine_of(&self, row: usize) -> Codes<'a> {
+        Codes {
             codes: &self.fine_codes[row],
             scale: &self.fine_scales[row],
-        })
+        }
     }
 
     /// The loud rows, in order, with what rounding took from their codes.
@@ -93,11 +98,7 @@ impl<'a> RunOfCodes<'a> {
         std::iter::from_fn(move || {
             let row = (loud != 0).then_some(loud.trailing_zeros() as usize)?;
             loud &= loud - 1;
-            let codes = Codes {
-                codes: &self.fine_codes[row],
-                scale: &self.fine_scales[row],
-            };
-            Some((row, codes))
+            Some((row, self.fine_of(row)))
         })
     }
 }

@@ -31,7 +31,7 @@ pub enum SourceFormat {
 pub(super) type Fours = [u32; CODE_GROUP / 4];
 
 /// The lowest four bits, two bits, and bit of each of four codes.
-const NIBBLES: u32 = 0x0f0f_0f0f;
+pub(super) const NIBBLES: u32 = 0x0f0f_0f0f;
 const TWO_BITS: u32 = 0x0303_0303;
 const BITS: u32 = 0x0101_0101;
 

@@ -18,7 +18,7 @@
 
 use half::{bf16, f16};
 
-use super::blocks::Group;
+use super::blocks::{Group, NIBBLES};
 use super::shared::SharedMut;
 use super::weight_memory::WeightBytes;
 use super::{CODE_GROUP, Compute, SourceFormat};
@@ -387,7 +387,7 @@ impl<'a> PanelWriter<'a> {
         } else {
             let (low, high) = codes.split_at(STEPS_OF_GROUP / 2);
             for (vector, (low, high)) in low.iter().zip(high).enumerate() {
-                let nibbles = low & 0x0f0f_0f0f | (high & 0x0f0f_0f0f) << 4;
+                let nibbles = low & NIBBLES | (high & NIBBLES) << 4;
                 put_four(self.codes, index * STEPS_OF_GROUP / 2 + vector, nibbles);
             }
         }
@@ -395,7 +395,7 @@ impl<'a> PanelWriter<'a> {
         let high_bits = |steps: &[u32], bits: usize| {
             let steps = steps.iter().enumerate();
             steps.fold(0, |word, (step, four)| {
-                word | (four >> 4 & 0x0f0f_0f0f) << (bits * step)
+                word | (four >> 4 & NIBBLES) << (bits * step)
             })
         };
         match self.format {

@@ -310,10 +310,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_built_in_workload_is_sound() {
+    fn every_workload_of_the_project_is_sound() {
         for name in Definition::built_in() {
             Definition::find(name).expect(name);
         }
+        let of_a_file = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/benches/workloads/shared-prefix.toml"
+        );
+        Definition::find(of_a_file).expect("the file that README names");
     }
 
     #[test]

@@ -69,7 +69,7 @@ macro_rules! group_weights {
 /// Adds a group's products with `$rows` rows.
 macro_rules! add_products {
     ($bits:ident, $zero:ident, $rows:tt, $weights:ident, $x:expr, $totals:ident) => {{
-        let x: [RowCodes<'_>; $rows] = $x;
+        let x: [(usize, RowCodes<'_>); $rows] = $x;
         // Q6 has a scale for each half of the group.
         let (halves, steps) = match $bits {
             6 => (2, STEPS_OF_GROUP / 2),
@@ -80,26 +80,26 @@ macro_rules! add_products {
             for r in 0..$rows {
                 products[r] = match ($zero, $bits) {
                     (0, _) => _mm512_setzero_si512(),
-                    (_, 6) => _mm512_set1_epi32(-$zero * x[r].scale.half_sums[half]),
-                    _ => _mm512_set1_epi32(-$zero * x[r].scale.sum),
+                    (_, 6) => _mm512_set1_epi32(-$zero * x[r].1.scale.half_sums[half]),
+                    _ => _mm512_set1_epi32(-$zero * x[r].1.scale.sum),
                 };
             }
             for step in half * steps..(half + 1) * steps {
                 for r in 0..$rows {
-                    let four = _mm512_set1_epi32(four_codes(x[r].codes, step));
+                    let four = _mm512_set1_epi32(four_codes(x[r].1.codes, step));
                     products[r] = _mm512_dpbusd_epi32(products[r], $weights.codes[step], four);
                 }
             }
             for r in 0..$rows {
                 let product = _mm512_cvtepi32_ps(products[r]);
                 let product = _mm512_mul_ps(product, $weights.scales[half]);
-                let scale = _mm512_set1_ps(x[r].scale.scale);
+                let scale = _mm512_set1_ps(x[r].1.scale.scale);
                 $totals[r] = _mm512_fmadd_ps(product, scale, $totals[r]);
             }
         }
         if $zero == 0 {
             for r in 0..$rows {
-                let scaled_sum = _mm512_set1_ps(x[r].scale.scaled_sum);
+                let scaled_sum = _mm512_set1_ps(x[r].1.scale.scaled_sum);
                 $totals[r] = _mm512_fmadd_ps($weights.mins, scaled_sum, $totals[r]);
             }
         }
@@ -137,17 +137,12 @@ fn multiply_few<const BITS: u32, const ZERO: i32, const R: usize>(
         prefetch(panel.next, group * prefetched, prefetched);
         let weights = group_weights!(BITS, ZERO, panel, group);
         let run = x.run(group, first..first + R);
-        let rows: [(usize, RowCodes<'_>); R] = run.rows(0);
-        let mut codes = [rows[0].1; R];
-        for r in 0..R {
-            codes[r] = rows[r].1;
-        }
-        add_products!(BITS, ZERO, R, weights, codes, totals);
+        add_products!(BITS, ZERO, R, weights, run.rows(0), totals);
         for (r, total) in totals.iter_mut().enumerate() {
             // The same groups of a row are loud for each panel, as the machine soon predicts.
             if let Some(fine) = run.fine(r) {
                 let mut one = [*total];
-                add_products!(BITS, ZERO, 1, weights, [fine], one);
+                add_products!(BITS, ZERO, 1, weights, [(r, fine)], one);
                 [*total] = one;
             }
         }
@@ -214,11 +209,7 @@ fn add_rows<const BITS: u32, const ZERO: i32, const R: usize>(
     for r in 0..R {
         totals[r] = load_sums(&sums[x[r].0]);
     }
-    let mut codes = [x[0].1; R];
-    for r in 0..R {
-        codes[r] = x[r].1;
-    }
-    add_products!(BITS, ZERO, R, weights, codes, totals);
+    add_products!(BITS, ZERO, R, weights, x, totals);
     for r in 0..R {
         store_sums(&mut sums[x[r].0], totals[r]);
     }
