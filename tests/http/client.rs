@@ -46,10 +46,14 @@ pub struct Connection {
 impl Connection {
     /// Sends a request and waits for the head of the response.
     pub fn open(address: SocketAddr, request: &[u8]) -> Self {
-        let mut stream = TcpStream::connect(address).expect("the server listens");
+        let stream = TcpStream::connect(address).expect("the server listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        Self::ask(BufReader::new(stream), request)
+    }
+
+    fn ask(mut reader: BufReader<TcpStream>, request: &[u8]) -> Self {
+        let stream = reader.get_mut();
         stream.write_all(request).expect("the server reads");
-        let mut reader = BufReader::new(stream);
         let status_line = read_line(&mut reader);
         let status = status_line
             .split(' ')
@@ -70,6 +74,23 @@ impl Connection {
         }
     }
 
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let header = self.headers.iter().find(|(key, _)| key == name);
+        header.map(|(_, value)| value.as_str())
+    }
+
+    /// Reads the rest of the answer, and asks again over the same connection.
+    pub fn ask_again(mut self, request: &[u8]) -> Self {
+        match self.header("content-length") {
+            Some(length) => {
+                let mut body = vec![0; length.parse().expect("a length")];
+                self.reader.read_exact(&mut body).expect("a body");
+            }
+            None => while self.next_chunk().is_some() {},
+        }
+        Self::ask(self.reader, request)
+    }
+
     /// The next chunk of a chunked body; `None` after the last.
     pub fn next_chunk(&mut self) -> Option<String> {
         let length = read_line(&mut self.reader);
@@ -81,10 +102,7 @@ impl Connection {
     }
 
     pub fn finish(mut self) -> Response {
-        let chunked = self
-            .headers
-            .iter()
-            .any(|(name, _)| name == "transfer-encoding");
+        let chunked = self.header("transfer-encoding").is_some();
         let mut body = String::new();
         if chunked {
             while let Some(chunk) = self.next_chunk() {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::client::{Connection, Response, get, post, request};
 use crate::model::CountingRunner;
 use crate::observe::sample;
-use crate::server::{Setup, TestServer, http, wait_for};
+use crate::server::{Setup, TestServer, config, http, wait_for};
 
 /// Long enough for a request over loopback, and short enough to wait for.
 const SHORT: Duration = Duration::from_millis(500);
@@ -298,7 +298,39 @@ fn one_connection_too_many_is_429_until_another_ends() {
 }
 
 #[test]
-fn a_stop_does_not_wait_for_connections_without_a_request() {
+fn a_request_that_comes_when_the_server_stops_is_answered_on_each_kind_of_connection() {
+    let (runner, gate) = CountingRunner::gated();
+    let mut server = TestServer::with(runner, &config());
+    let health = b"GET /health/live HTTP/1.1\r\nhost: test\r\n\r\n";
+    let mut fresh = connect(&server);
+    let kept = Connection::open(server.address, health);
+    let body = json!({"prompt": "a", "max_tokens": 2, "stream": true}).to_string();
+    let generate = format!(
+        "POST /generate HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    gate.send(()).expect("the engine waits");
+    let streaming = Connection::open(server.address, generate.as_bytes());
+
+    server.begin_stop();
+    wait_for("a closed door", || TcpStream::connect(server.address).err());
+    fresh.write_all(health).expect("it is open");
+    let answer = read_until_closed(&mut fresh);
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let kept = kept.ask_again(health);
+    drop(gate);
+    // The head of this stream had promised that the connection is kept.
+    assert_eq!(streaming.header("connection"), None);
+    let streaming = streaming.ask_again(health);
+    for answer in [kept, streaming] {
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("connection"), Some("close"));
+    }
+    server.outcome().expect("a clean stop");
+}
+
+#[test]
+fn a_stop_soon_ends_connections_without_a_request() {
     let mut server = TestServer::start();
     let silent = connect(&server);
     let kept = Connection::open(

@@ -16,10 +16,9 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::ServiceExt;
 
 use super::timed_stream::{InRequest, Patience, TimedStream};
@@ -34,10 +33,15 @@ const MAX_REFUSALS: usize = 64;
 /// How long a refused client may take to send its request and read the answer.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// When the server stops, a connection without a request has this long to send one: it may be on its
+/// way, and closing the connection would fail it.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
 /// Pause after the system could not accept a connection: it has no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `app` until `stop` completes, then until every request under way has its answer.
+/// Serves `app` until `stop` completes, then until every request under way has its answer. Connections
+/// end when they have lain idle for a moment; `app` closes the others with their answers.
 pub async fn serve(
     listener: TcpListener,
     app: Router,
@@ -53,17 +57,20 @@ pub async fn serve(
         patience: Patience {
             head: config.read_timeout,
             idle: config.idle_timeout,
+            last_call: LAST_CALL,
         },
+        closing: watch::Sender::new(()),
     };
-    let connections = GracefulShutdown::new();
     let mut stop = pin!(stop);
     loop {
         let (stream, peer) = tokio::select! {
+            // Those that wait when the listener closes would be reset.
+            biased;
             accepted = accept(&listener) => accepted,
             () = &mut stop => break,
         };
         match door.places.clone().try_acquire_owned() {
-            Ok(place) => door.open(stream, peer, place, &connections),
+            Ok(place) => door.open(stream, peer, place),
             Err(_) => {
                 metrics.count_too_many_connections();
                 door.refuse(stream);
@@ -71,7 +78,8 @@ pub async fn serve(
         }
     }
     drop(listener);
-    connections.shutdown().await;
+    door.closing.send_replace(());
+    door.closing.closed().await;
 }
 
 async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
@@ -108,18 +116,15 @@ struct Door {
     refusals: Arc<Semaphore>,
     max_connections: usize,
     patience: Patience,
+    /// Tells the connections that the server stops, and knows when the last has ended.
+    closing: watch::Sender<()>,
 }
 
 impl Door {
-    fn open(
-        &self,
-        stream: TcpStream,
-        peer: SocketAddr,
-        place: OwnedSemaphorePermit,
-        connections: &GracefulShutdown,
-    ) {
+    fn open(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
         let stream = TimedStream::new(stream, self.patience);
         let phase = stream.phase();
+        let closes = phase.clone();
         let app = self.app.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(peer));
@@ -139,12 +144,20 @@ impl Door {
             // an answer only if it keeps a time itself, which therefore ends later.
             .header_read_timeout(self.patience.idle + self.patience.head)
             .serve_connection(TokioIo::new(stream), service);
-        let connection = connections.watch(connection);
+        let mut closing = self.closing.subscribe();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let mut connection = pin!(connection);
+            let ended = tokio::select! {
+                ended = &mut connection => ended,
+                _ = closing.changed() => {
+                    closes.call_last();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "a connection ended");
             }
-            drop(place);
+            drop((place, closing));
         });
     }
 

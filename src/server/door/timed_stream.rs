@@ -7,7 +7,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Phase {
-    /// Between requests.
+    /// Between requests, or before the first.
     Idle,
     /// The head of a request is coming.
     Head,
@@ -28,8 +28,15 @@ enum Phase {
 }
 
 /// The phase of a connection, known to its socket and to what serves its requests.
-#[derive(Clone, Debug)]
-pub struct SharedPhase(Arc<AtomicU8>);
+#[derive(Clone, Debug, Default)]
+pub struct SharedPhase(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    phase: AtomicU8,
+    /// The server stops.
+    is_last_call: AtomicBool,
+}
 
 /// A request under way; dropped when its answer is complete.
 #[derive(Debug)]
@@ -37,7 +44,7 @@ pub struct InRequest(SharedPhase);
 
 impl SharedPhase {
     fn get(&self) -> Phase {
-        match self.0.load(Ordering::Relaxed) {
+        match self.0.phase.load(Ordering::Relaxed) {
             phase if phase == Phase::Idle as u8 => Phase::Idle,
             phase if phase == Phase::Head as u8 => Phase::Head,
             _ => Phase::Busy,
@@ -45,13 +52,22 @@ impl SharedPhase {
     }
 
     fn set(&self, phase: Phase) {
-        self.0.store(phase as u8, Ordering::Relaxed);
+        self.0.phase.store(phase as u8, Ordering::Relaxed);
     }
 
     /// The head of a request is here.
     pub fn begin_request(&self) -> InRequest {
         self.set(Phase::Busy);
         InRequest(self.clone())
+    }
+
+    /// From now on the connection ends soon when it is idle. To be polled after this.
+    pub fn call_last(&self) {
+        self.0.is_last_call.store(true, Ordering::Relaxed);
+    }
+
+    fn is_last_call(&self) -> bool {
+        self.0.is_last_call.load(Ordering::Relaxed)
     }
 }
 
@@ -66,6 +82,8 @@ impl Drop for InRequest {
 pub struct Patience {
     pub head: Duration,
     pub idle: Duration,
+    /// The same when the server stops.
+    pub last_call: Duration,
 }
 
 /// A socket that fails with `TimedOut` when the patience is over.
@@ -74,7 +92,7 @@ pub struct TimedStream {
     stream: TcpStream,
     patience: Patience,
     phase: SharedPhase,
-    read_timer: Timer<Phase>,
+    read_timer: Timer<(Phase, Duration)>,
     write_timer: Timer<()>,
 }
 
@@ -83,7 +101,7 @@ impl TimedStream {
         Self {
             stream,
             patience,
-            phase: SharedPhase(Arc::new(AtomicU8::new(Phase::Idle as u8))),
+            phase: SharedPhase::default(),
             read_timer: Timer::default(),
             write_timer: Timer::default(),
         }
@@ -125,15 +143,19 @@ impl AsyncRead for TimedStream {
             }
             return Poll::Ready(read);
         }
-        let (limit, complaint) = match this.phase.get() {
+        let phase = this.phase.get();
+        let (limit, complaint) = match phase {
             Phase::Busy => {
                 this.read_timer.stop();
                 return Poll::Pending;
             }
+            Phase::Idle if this.phase.is_last_call() => {
+                (this.patience.last_call, "the server stops")
+            }
             Phase::Idle => (this.patience.idle, "the connection lies idle"),
             Phase::Head => (this.patience.head, "the head of a request does not come"),
         };
-        ready!(this.read_timer.poll(this.phase.get(), limit, cx));
+        ready!(this.read_timer.poll((phase, limit), limit, cx));
         Poll::Ready(Err(timed_out(complaint)))
     }
 }
