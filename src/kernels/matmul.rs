@@ -66,24 +66,19 @@ pub fn matmul(
             let len = PANEL_ROWS.min(part_column + part.outputs() - column);
             let panel = part.panel(index);
             for_rows::<1>(x.num_rows(), |rows, [sums]| {
+                let place = Place {
+                    first_row: rows.start,
+                    width,
+                    column,
+                    len,
+                };
+                place.prefetch(&y, rows.len());
                 multiply(isa, &panel, x, rows.start, sums);
                 if let Some(bias) = bias {
                     add_to_rows(isa, sums, &bias[column..column + len]);
                 }
                 // Each panel is visited once; these columns of y are its own.
-                let first_row = rows.start;
-                finish(
-                    isa,
-                    epilogue,
-                    sums,
-                    &y,
-                    Place {
-                        first_row,
-                        width,
-                        column,
-                        len,
-                    },
-                );
+                finish(isa, epilogue, sums, &y, place);
             });
         }
     });
@@ -123,6 +118,13 @@ pub fn matmul_gated(
             let len = PANEL_ROWS.min(width - column);
             let (gate, up) = (gate.panel(index), up.panel(index));
             for_rows::<2>(x.num_rows(), |rows, [gates, ups]| {
+                let place = Place {
+                    first_row: rows.start,
+                    width,
+                    column,
+                    len,
+                };
+                place.prefetch(&y, rows.len());
                 multiply(isa, &gate, x, rows.start, gates);
                 multiply(isa, &up, x, rows.start, ups);
                 if let Some(biases) = biases {
@@ -131,19 +133,7 @@ pub fn matmul_gated(
                 }
                 activation.apply_gate(isa, gates.as_flattened_mut(), ups.as_flattened());
                 // As above.
-                let first_row = rows.start;
-                finish(
-                    isa,
-                    Epilogue::Store,
-                    gates,
-                    &y,
-                    Place {
-                        first_row,
-                        width,
-                        column,
-                        len,
-                    },
-                );
+                finish(isa, Epilogue::Store, gates, &y, place);
             });
         }
     });
@@ -226,6 +216,15 @@ struct Place {
     column: usize,
     /// Columns.
     len: usize,
+}
+
+impl Place {
+    /// Asks for the places of results, a row of `y` apart, while their sums are still made.
+    fn prefetch(&self, y: &SharedMut<'_, f32>, num_rows: usize) {
+        for row in self.first_row..self.first_row + num_rows {
+            y.prefetch(row * self.width + self.column);
+        }
+    }
 }
 
 for_each_isa! {

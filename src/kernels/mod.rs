@@ -21,6 +21,7 @@ mod math;
 mod matmul;
 mod packed;
 mod pool;
+mod prefetch;
 mod shared;
 mod weight_memory;
 

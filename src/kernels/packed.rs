@@ -19,6 +19,7 @@
 use half::{bf16, f16};
 
 use super::blocks::{Group, NIBBLES};
+use super::prefetch::prefetch;
 use super::shared::SharedMut;
 use super::weight_memory::WeightBytes;
 use super::{CODE_GROUP, Compute, SourceFormat};
@@ -136,7 +137,7 @@ pub(super) struct Panel<'a> {
     pub scales: &'a [u8],
     pub mins: &'a [u8],
     /// The panel after this one, which most likely is read next; empty after the last.
-    pub next: &'a [u8],
+    next: &'a [u8],
 }
 
 /// A matrix as its file has it.
@@ -272,6 +273,19 @@ impl PackedMatrix {
 impl Panel<'_> {
     pub fn num_groups(&self) -> usize {
         self.inputs / CODE_GROUP
+    }
+
+    /// Asks for what the next panel has in place of a group of this one: a panel's parts are several
+    /// short streams, too short for the hardware to foresee.
+    #[inline(always)]
+    pub(super) fn prefetch_next(&self, group: usize) {
+        const CACHE_LINE: usize = 64;
+        let len = self.next.len().div_ceil(self.num_groups());
+        let start = self.next.len().min(group * len);
+        let end = self.next.len().min(start + len);
+        for line in self.next[start..end].chunks(CACHE_LINE) {
+            prefetch(line.as_ptr());
+        }
     }
 
     /// One weight: the definition that every kernel's reading of a panel must agree with.

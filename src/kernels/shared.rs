@@ -3,6 +3,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::prefetch::prefetch;
+
 /// A mutable slice that threads take parts of.
 pub(super) struct SharedMut<'a, T> {
     start: *mut T,
@@ -21,6 +23,12 @@ impl<'a, T> SharedMut<'a, T> {
             len: slice.len(),
             slice: PhantomData,
         }
+    }
+
+    /// Asks for element `at`, which is used soon.
+    #[inline(always)]
+    pub fn prefetch(&self, at: usize) {
+        prefetch(self.start.wrapping_add(at));
     }
 
     /// # Safety

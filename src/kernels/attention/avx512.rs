@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 
 use super::Scores;
 use crate::kernels::kv_storage::{COLUMN, Element, SCALE_GROUP, TILE_TOKENS, Tiles};
+use crate::kernels::prefetch::prefetch;
 
 /// Elements that AVX-512 turns into f32.
 pub(super) trait Load: Element {
@@ -71,10 +72,9 @@ pub(super) fn scores<E: Load, const R: usize>(
 /// Asks for row `index` of the tiles that are read next: the hardware does not foresee where the
 /// blocks of a sequence lie.
 #[inline(always)]
-fn prefetch<E, const T: usize>(tiles: &[&[[E; TILE_TOKENS]]; T], index: usize) {
+fn prefetch_rows<E, const T: usize>(tiles: &[&[[E; TILE_TOKENS]]; T], index: usize) {
     for tile in tiles {
-        // SAFETY: a prefetch has no other effect than on speed, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(index).cast()) };
+        prefetch(tile.as_ptr().wrapping_add(index));
     }
 }
 
@@ -123,7 +123,7 @@ fn multiply_rows<E: Load, const R: usize, const T: usize>(
     mut sums: [[__m512; T]; R],
 ) -> [[__m512; T]; R] {
     for (d, queries) in queries.iter().enumerate() {
-        prefetch(&next, d);
+        prefetch_rows(&next, d);
         // SAFETY: this function's features.
         let keys: [__m512; T] = std::array::from_fn(|t| unsafe { E::load(&rows[t][d]) });
         for r in 0..R {
@@ -239,7 +239,7 @@ fn add_slots<E: Load, const R: usize, const C: usize>(
     let next = next.each_ref().map(|column| column.as_slice());
     #[expect(clippy::needless_range_loop, reason = "a slot lies in every column")]
     for slot in 0..slots {
-        prefetch(&next, slot);
+        prefetch_rows(&next, slot);
         // SAFETY: this function's features.
         let values: [__m512; C] = std::array::from_fn(|c| unsafe { E::load(&columns[c][slot]) });
         for (r, sums) in sums.iter_mut().enumerate() {

@@ -69,9 +69,8 @@ macro_rules! define_multiply {
         ) {
             let steps = steps::<BITS>();
             let mut unpacked = Unpacked([[0; LANES]; STEPS_OF_GROUP]);
-            let prefetched = panel.next.len().div_ceil(panel.num_groups().max(1));
             for group in 0..panel.num_groups() {
-                prefetch(panel.next, group * prefetched, prefetched);
+                panel.prefetch_next(group);
                 match BITS {
                     4 => unpack_4_bits(panel, group, &mut unpacked.0),
                     5 => unpack_5_bits(panel, group, &mut unpacked.0),
@@ -214,19 +213,6 @@ fn steps<const BITS: u32>() -> usize {
         5 => black_box(4),
         6 => 2,
         _ => black_box(8),
-    }
-}
-
-/// Asks for `len` bytes from `offset` on, which will be read soon: a panel's parts are several short
-/// streams, too short for the hardware to foresee.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn prefetch(bytes: &[u8], offset: usize, len: usize) {
-    const CACHE_LINE: usize = 64;
-    let end = bytes.len().min(offset + len);
-    for line in (offset..end).step_by(CACHE_LINE) {
-        // SAFETY: the address lies in the slice; a prefetch has no other effect than on speed.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().add(line).cast()) };
     }
 }
 

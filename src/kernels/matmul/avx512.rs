@@ -132,9 +132,8 @@ fn multiply_few<const BITS: u32, const ZERO: i32, const R: usize>(
     sums: &mut Sums,
 ) {
     let mut totals = [_mm512_setzero_ps(); R];
-    let prefetched = panel.next.len().div_ceil(panel.num_groups().max(1));
     for group in 0..panel.num_groups() {
-        prefetch(panel.next, group * prefetched, prefetched);
+        panel.prefetch_next(group);
         let weights = group_weights!(BITS, ZERO, panel, group);
         let run = x.run(group, first..first + R);
         add_products!(BITS, ZERO, R, weights, run.rows(0), totals);
@@ -160,9 +159,8 @@ fn multiply_many<const BITS: u32, const ZERO: i32>(
     first: usize,
     sums: &mut Sums,
 ) {
-    let prefetched = panel.next.len().div_ceil(panel.num_groups().max(1));
     for group in 0..panel.num_groups() {
-        prefetch(panel.next, group * prefetched, prefetched);
+        panel.prefetch_next(group);
         let weights = group_weights!(BITS, ZERO, panel, group);
         let run = x.run(group, first..first + sums.len());
         let mut row = 0;
@@ -182,18 +180,6 @@ fn multiply_many<const BITS: u32, const ZERO: i32>(
                 None => add_rows::<BITS, ZERO, 1>(weights, [first], sums),
             }
         }
-    }
-}
-
-/// Asks for `len` bytes from `offset` on, which will be read soon: a panel's parts are several short
-/// streams, too short for the hardware to foresee.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn prefetch(bytes: &[u8], offset: usize, len: usize) {
-    let end = bytes.len().min(offset + len);
-    for line in (offset..end).step_by(LANES) {
-        // SAFETY: the address lies in the slice; a prefetch has no other effect than on speed.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().add(line).cast()) };
     }
 }
 

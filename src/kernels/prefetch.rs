@@ -1,0 +1,15 @@
+//! Asks for memory that is read or written soon, where the hardware does not foresee it.
+
+/// Asks for the cache line at an address, which need not be valid: a prefetch has no other effect
+/// than on speed.
+#[inline(always)]
+pub(super) fn prefetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE, which the instruction belongs to, is part of x86-64; it reads and writes nothing.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
