@@ -150,6 +150,42 @@ fn batch_gives_the_same_bits(driver: &mut Driver, cases: &[Case], what: &str) {
 }
 
 #[test]
+fn tokens_without_logits_change_no_bit_of_the_others() {
+    for model in MODELS {
+        for isa in isas() {
+            let mut driver = Driver::fast(&load_folder(model), (isa, 2), KvType::F16);
+            let cases = cases(model);
+            let wishes: [fn(usize) -> bool; 4] = [
+                |_| false,
+                |position| position == 0,
+                |position| position % 7 == 3,
+                |position| position % 5 > 1,
+            ];
+            for (wish, is_wanted) in wishes.into_iter().enumerate() {
+                let mut sequences = vec![Sequence::default(); cases.len()];
+                let half = |case: &Case| case.ids.len().div_ceil(2);
+                let first_halves = cases.iter().map(|case| &case.ids[..half(case)]);
+                let mut step: Vec<_> = sequences.iter_mut().zip(first_halves).collect();
+                let some = driver.step_after(Vec::new(), &mut step, is_wanted);
+                // What nobody asked for is in the cache all the same.
+                for ((case, some), mut sequence) in cases.iter().zip(&some).zip(sequences) {
+                    let rest = driver.prefill(&mut sequence, &case.ids[half(case)..], usize::MAX);
+                    driver.free(sequence);
+                    let mut alone = Sequence::default();
+                    let all = driver.prefill(&mut alone, &case.ids, usize::MAX);
+                    driver.free(alone);
+                    let wanted = (0..half(case)).filter(|at| is_wanted(*at));
+                    let wanted: Vec<_> = wanted.map(|at| all[at].clone()).collect();
+                    let what = format!("{model}, {isa}, wish {wish}");
+                    assert!(*some == wanted, "{what}: the wanted");
+                    assert!(rest == all[half(case)..], "{what}: the rest");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn copied_blocks_give_the_same_bits() {
     for (model, kv_type) in MODELS
         .into_iter()
@@ -173,7 +209,8 @@ fn copied_blocks_give_the_same_bits() {
                 table: vec![first.table[0], to_block],
                 len: shared,
             };
-            let logits = driver.step_after(vec![copy], &mut [(&mut second, &ids[shared..])]);
+            let logits =
+                driver.step_after(vec![copy], &mut [(&mut second, &ids[shared..])], |_| true);
             assert!(
                 logits[0] == reference[shared..],
                 "{model}, {kv_type}, {num_tokens} copied"

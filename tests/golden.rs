@@ -135,7 +135,11 @@ fn copied_blocks_give_the_same_bits() {
             table: vec![first.table[0], first.table[1], to_block],
             len: shared,
         };
-        let logits = driver.step_after(vec![copy], &mut [(&mut second, &case.ids[shared..])]);
+        let logits = driver.step_after(
+            vec![copy],
+            &mut [(&mut second, &case.ids[shared..])],
+            |_| true,
+        );
         assert!(logits[0] == reference[shared..], "{model}");
         assert_eq!(
             argmax(logits[0].last().expect("a row")),

@@ -40,7 +40,7 @@ pub struct AttentionShape {
 /// Which rows belong to which sequence, and where its K and V lie.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionBatch<'a> {
-    /// Position of each row; consecutive in a sequence. (num_tokens)
+    /// Position of each row, ascending in a sequence. (num_tokens)
     pub positions: &'a [u32],
     /// First row of each sequence, then num_tokens.
     pub q_start: &'a [u32],
@@ -55,7 +55,7 @@ pub struct AttentionPlan {
     units: Vec<Unit>,
 }
 
-/// Some query tokens of a sequence.
+/// Some query tokens of a sequence, which follow one another in it.
 #[derive(Clone, Debug)]
 struct Unit {
     sequence: usize,
@@ -98,12 +98,15 @@ impl AttentionPlan {
         let tokens = (UNIT_ROWS / shape.heads_per_kv_head()).max(1);
         self.units.clear();
         for (sequence, bounds) in batch.q_start.windows(2).enumerate() {
-            let (start, end) = (bounds[0] as usize, bounds[1] as usize);
-            let units = (start..end).step_by(tokens).map(|first| Unit {
-                sequence,
-                rows: first..end.min(first + tokens),
-            });
-            self.units.extend(units);
+            let mut first = bounds[0] as usize;
+            let positions = &batch.positions[first..bounds[1] as usize];
+            for run in positions.chunk_by(|a, b| a + 1 == *b) {
+                for some in run.chunks(tokens) {
+                    let rows = first..first + some.len();
+                    first = rows.end;
+                    self.units.push(Unit { sequence, rows });
+                }
+            }
         }
         self.units.sort_unstable_by_key(|unit| {
             (

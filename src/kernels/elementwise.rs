@@ -38,17 +38,17 @@ pub struct Rotation {
     sin: Vec<f32>, // (num_tokens, half_dim)
 }
 
-/// Normalises row `rows(i)` of `x` (any, row_len) as row `i` of `out`, quantised where needed.
+/// Normalises `x`, as many rows as `out` has, to `out`, quantised where needed.
 pub fn normalize(
     compute: &Compute,
     norm: NormKind<'_>,
     eps: f32,
-    (x, row_of): (&[f32], &(dyn Fn(usize) -> usize + Sync)),
+    x: &[f32],
     (out, needs): (&mut Activations, Needs),
 ) {
     let (isa, len) = (compute.isa(), out.row_len());
     out.fill(compute, needs, |row, out| {
-        out.copy_from_slice(&x[row_of(row) * len..][..len]);
+        out.copy_from_slice(&x[row * len..][..len]);
         normalize_row(isa, norm, eps, out);
     });
 }

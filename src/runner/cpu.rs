@@ -12,15 +12,17 @@
 
 mod layer;
 mod linear;
+mod rows;
 
 use anyhow::{Context, Result, ensure};
 
 use self::layer::{Layer, Norm};
 use self::linear::Packer;
+use self::rows::Rows;
 use super::{KvLayout, Logits, RaggedBatch, Runner, memory};
 use crate::kernels::{
-    Activations, AttentionBatch, AttentionPlan, AttentionShape, Compute, Epilogue, Isa, KvShape,
-    KvType, PackedMatrix, Pool, Rotation, TILE_TOKENS, embed, matmul, needs,
+    Activations, AttentionPlan, AttentionShape, Compute, Epilogue, Isa, KvShape, KvType,
+    PackedMatrix, Pool, Rotation, TILE_TOKENS, embed, matmul, needs,
 };
 use crate::model::{ModelSpec, Positions, StoredTensor, Weights};
 
@@ -43,10 +45,11 @@ pub struct CpuRunner {
 /// Buffers that a step fills, layer after layer.
 #[derive(Debug, Default)]
 struct Scratch {
-    /// The residual stream. (tokens, hidden_size)
+    rows: Rows,
+    /// The residual stream. (rows, hidden_size)
     x: Vec<f32>,
     normed: Activations,
-    qkv: Vec<f32>, // (tokens, qkv_features)
+    qkv: Vec<f32>, // (rows, qkv_features)
     attended: Activations,
     inner: Activations,
     rotation: Option<Rotation>,
@@ -156,17 +159,36 @@ impl CpuRunner {
             let rotation = scratch.rotation.get_or_insert_default();
             rotation.set(&batch.positions, &rope.inverse_frequencies);
         }
-        scratch.plan.set(&self.attention, &attention_batch(batch));
+        scratch.rows.set(batch);
+        self.plan_attention(batch);
+    }
+
+    fn plan_attention(&mut self, batch: &RaggedBatch) {
+        let Scratch { plan, rows, .. } = &mut self.scratch;
+        plan.set(&self.attention, &rows.attention_batch(batch));
+    }
+
+    /// Goes on with the wanted rows alone: the others have done all they are there for when the last
+    /// layer has their K and V.
+    fn keep_wanted_rows(&mut self, batch: &RaggedBatch) {
+        let Scratch { rows, x, qkv, .. } = &mut self.scratch;
+        if batch.logit_rows.len() < rows.len() {
+            rows.keep(&batch.logit_rows);
+            rows::compact(&batch.logit_rows, self.spec.hidden_size, x);
+            rows::compact(&batch.logit_rows, self.spec.qkv_features(), qkv);
+            self.plan_attention(batch);
+        }
     }
 
     /// Logits of the wanted rows.
-    fn project(&mut self, batch: &RaggedBatch) {
+    fn project(&mut self) {
         let head = self.head.as_ref().unwrap_or(&self.token_embedding);
-        let Scratch { x, normed, .. } = &mut self.scratch;
-        normed.resize(batch.logit_rows.len(), self.spec.hidden_size);
-        let row_of = |i: usize| batch.logit_rows[i] as usize;
+        let Scratch {
+            rows, x, normed, ..
+        } = &mut self.scratch;
+        normed.resize(rows.len(), self.spec.hidden_size);
         self.final_norm
-            .apply(&self.compute, (x, &row_of), (normed, needs([head])));
+            .apply(&self.compute, x, (normed, needs([head])));
         let head = std::slice::from_ref(head);
         let logits = &mut self.logits.values;
         matmul(&self.compute, head, None, normed, (Epilogue::Store, logits));
@@ -185,8 +207,13 @@ impl Runner for CpuRunner {
             .resize(batch.logit_rows.len() * self.spec.vocab_size, 0.0);
         if batch.num_tokens() > 0 {
             self.begin_step(batch);
-            for layer in &mut self.layers {
-                layer.forward(
+            for index in 0..self.layers.len() {
+                let scratch = &mut self.scratch;
+                self.layers[index].project(&self.compute, &self.spec, &batch.slots, scratch);
+                if index + 1 == self.layers.len() {
+                    self.keep_wanted_rows(batch);
+                }
+                self.layers[index].forward(
                     &self.compute,
                     &self.spec,
                     &self.attention,
@@ -194,21 +221,12 @@ impl Runner for CpuRunner {
                     &mut self.scratch,
                 );
             }
-            self.project(batch);
+            self.project();
         }
         Ok(&self.logits)
     }
 
     fn vocab_size(&self) -> usize {
         self.spec.vocab_size
-    }
-}
-
-fn attention_batch(batch: &RaggedBatch) -> AttentionBatch<'_> {
-    AttentionBatch {
-        positions: &batch.positions,
-        q_start: &batch.q_start,
-        block_tables: &batch.block_tables,
-        block_table_start: &batch.block_table_start,
     }
 }

@@ -110,14 +110,15 @@ impl Driver {
 
     /// Appends tokens to several sequences in one step; logits of every token, by sequence.
     pub fn step(&mut self, work: &mut [(&mut Sequence, &[u32])]) -> Vec<Vec<Vec<f32>>> {
-        self.step_after(Vec::new(), work)
+        self.step_after(Vec::new(), work, |_| true)
     }
 
-    /// The same, after copies between blocks.
+    /// The same, after copies between blocks, and of the wanted positions.
     pub fn step_after(
         &mut self,
         copies: Vec<BlockCopy>,
         work: &mut [(&mut Sequence, &[u32])],
+        is_wanted: impl Fn(usize) -> bool,
     ) -> Vec<Vec<Vec<f32>>> {
         let mut batch = RaggedBatch {
             copies,
@@ -131,7 +132,9 @@ impl Driver {
                     sequence.table.push(self.allocate());
                 }
                 let block = sequence.table[sequence.len / self.block_size] as usize;
-                batch.logit_rows.push(batch.token_ids.len() as u32);
+                if is_wanted(sequence.len) {
+                    batch.logit_rows.push(batch.token_ids.len() as u32);
+                }
                 batch.token_ids.push(token);
                 batch.positions.push(sequence.len as u32);
                 batch
@@ -147,10 +150,11 @@ impl Driver {
                 .push(batch.block_tables.len() as u32);
         }
         let logits = self.runner.forward(&batch).expect("a step");
+        let first = |start: &u32| batch.logit_rows.partition_point(|row| row < start);
         let rows = batch
             .q_start
             .windows(2)
-            .map(|bounds| bounds[0] as usize..bounds[1] as usize);
+            .map(|bounds| first(&bounds[0])..first(&bounds[1]));
         rows.map(|rows| rows.map(|row| logits.row(row).to_vec()).collect())
             .collect()
     }

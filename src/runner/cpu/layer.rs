@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
+use super::Scratch;
 use super::linear::{Linear, Packer, read_vector};
-use super::{Scratch, attention_batch};
 use crate::kernels::{
     self, Activations, AttentionShape, Compute, Epilogue, HeadTransform, KvShape, KvStorage, Needs,
     activate, attend, matmul_gated, normalize,
@@ -42,13 +42,7 @@ impl Norm {
         })
     }
 
-    /// Normalises row `row_of(i)` of `x` as row `i` of `out`.
-    pub fn apply(
-        &self,
-        compute: &Compute,
-        x: (&[f32], &(dyn Fn(usize) -> usize + Sync)),
-        out: (&mut Activations, Needs),
-    ) {
+    pub fn apply(&self, compute: &Compute, x: &[f32], out: (&mut Activations, Needs)) {
         let weight = &self.weight;
         let kind = match &self.bias {
             None => kernels::NormKind::Rms { weight },
@@ -95,42 +89,26 @@ impl Layer {
         self.kv.copy(from, to, copy.num_tokens as usize);
     }
 
-    /// Adds to the residual stream what the layer makes of it.
-    pub fn forward(
+    /// Computes Q, K and V of all tokens, and writes K and V to their slots.
+    pub fn project(
         &mut self,
         compute: &Compute,
         spec: &ModelSpec,
-        attention: &AttentionShape,
-        batch: &RaggedBatch,
+        slots: &[u32],
         scratch: &mut Scratch,
     ) {
-        self.attend(compute, spec, attention, batch, scratch);
-        self.mlp(compute, spec, scratch);
-    }
-
-    fn attend(
-        &mut self,
-        compute: &Compute,
-        spec: &ModelSpec,
-        attention: &AttentionShape,
-        batch: &RaggedBatch,
-        scratch: &mut Scratch,
-    ) {
-        let num_tokens = batch.num_tokens();
         let Scratch {
             x,
             normed,
             qkv,
-            attended,
             rotation,
-            plan,
             ..
         } = scratch;
-        normed.resize(num_tokens, spec.hidden_size);
+        normed.resize(slots.len(), spec.hidden_size);
         self.attention_norm
-            .apply(compute, (x, &|row| row), (normed, self.qkv.needs()));
+            .apply(compute, x, (normed, self.qkv.needs()));
         let width = spec.qkv_features();
-        qkv.resize(num_tokens * width, 0.0);
+        qkv.resize(slots.len() * width, 0.0);
         self.qkv.forward(compute, normed, (Epilogue::Store, qkv));
         let heads = HeadTransform {
             num_heads: spec.num_heads,
@@ -144,28 +122,51 @@ impl Layer {
         };
         heads.apply(compute, qkv, width);
         let queries = spec.num_heads * spec.head_dim;
-        self.kv.write(compute, &batch.slots, qkv, (width, queries));
-        attended.resize(num_tokens, queries);
-        let work = (&*plan, &attention_batch(batch));
+        self.kv.write(compute, slots, qkv, (width, queries));
+    }
+
+    /// Adds to the residual stream of the rows at hand what the layer makes of them.
+    pub fn forward(
+        &self,
+        compute: &Compute,
+        spec: &ModelSpec,
+        attention: &AttentionShape,
+        batch: &RaggedBatch,
+        scratch: &mut Scratch,
+    ) {
+        let Scratch {
+            x,
+            qkv,
+            attended,
+            rows,
+            plan,
+            ..
+        } = scratch;
+        attended.resize(rows.len(), spec.num_heads * spec.head_dim);
         attend(
             compute,
             attention,
-            work,
+            (plan, &rows.attention_batch(batch)),
             &self.kv,
-            (qkv, width),
+            (qkv, spec.qkv_features()),
             attended.values_mut(),
         );
         attended.quantize(compute, self.output.needs());
         self.output.forward(compute, attended, (Epilogue::Add, x));
+        self.mlp(compute, spec, scratch);
     }
 
     fn mlp(&self, compute: &Compute, spec: &ModelSpec, scratch: &mut Scratch) {
         let Scratch {
-            x, normed, inner, ..
+            x,
+            normed,
+            inner,
+            rows,
+            ..
         } = scratch;
-        self.mlp_norm
-            .apply(compute, (x, &|row| row), (normed, self.up.needs()));
-        inner.resize(normed.num_rows(), spec.intermediate_size);
+        normed.resize(rows.len(), spec.hidden_size);
+        self.mlp_norm.apply(compute, x, (normed, self.up.needs()));
+        inner.resize(rows.len(), spec.intermediate_size);
         match (spec.mlp, self.up.parts.as_slice()) {
             (Mlp::Gated(activation), [gate, up]) => {
                 let (activation, biases) = (kernel_of(activation), self.up.bias.as_deref());
