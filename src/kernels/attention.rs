@@ -302,9 +302,8 @@ fn attend_rows<'a, E: Readable>(
     let scores = &mut scores[..num_scores];
     multiply_keys(isa, &head.keys, tiles, (len, queries), scores);
     let scale = (shape.head_dim as f32).powf(-0.5);
-    for (r, row) in rows.clone().enumerate() {
-        factors.push(softmax(isa, scores, r, len, context.visible(row), scale));
-    }
+    let visible = rows.clone().map(|row| context.visible(row));
+    softmax(isa, scores, visible, scale, factors);
     let sums = &mut sums[rows.start * shape.padded_dim()..rows.end * shape.padded_dim()];
     sum_values(isa, &head.values, tiles, (len, scores, context.len), sums);
 }
@@ -375,33 +374,44 @@ fn sum_values<E: Readable>(
 }
 
 for_each_isa! {
-    /// Turns the scores of row `row` of `rows` into weights, 0 outside `visible`; returns what makes
-    /// their sum 1.
+    /// Turns the scores (tiles, rows) into weights, 0 outside what each row sees; adds what makes a
+    /// row's weights sum to 1 to `factors`. Tile by tile for all rows: those of one row alone would
+    /// wait for its sums.
     fn softmax(
         scores: &mut [[f32; TILE_TOKENS]],
-        row: usize,
-        rows: usize,
-        visible: Range<usize>,
+        visible: impl ExactSizeIterator<Item = Range<usize>>,
         scale: f32,
-    ) -> f32 {
+        factors: &mut Vec<f32>,
+    ) {
+        let rows = visible.len();
         let len = scores.len() / rows * TILE_TOKENS;
-        for hidden in (0..visible.start).chain(visible.end..len) {
-            scores[hidden / TILE_TOKENS * rows + row][hidden % TILE_TOKENS] = f32::NEG_INFINITY;
-        }
-        let mut largest = [f32::NEG_INFINITY; TILE_TOKENS];
-        for tile in scores.iter().skip(row).step_by(rows) {
-            for (largest, score) in largest.iter_mut().zip(tile) {
-                *largest = if *score > *largest { *score } else { *largest };
+        for (row, visible) in visible.enumerate() {
+            for hidden in (0..visible.start).chain(visible.end..len) {
+                scores[hidden / TILE_TOKENS * rows + row][hidden % TILE_TOKENS] = f32::NEG_INFINITY;
             }
         }
-        let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
-        let mut sums = [0.0; TILE_TOKENS];
-        for tile in scores.iter_mut().skip(row).step_by(rows) {
-            for (sum, score) in sums.iter_mut().zip(tile) {
-                *score = exp((*score - largest) * scale);
-                *sum += *score;
+        let mut row_largest = [f32::NEG_INFINITY; UNIT_ROWS];
+        for (row, row_largest) in row_largest.iter_mut().enumerate().take(rows) {
+            let mut largest = [f32::NEG_INFINITY; TILE_TOKENS];
+            for tile in scores.iter().skip(row).step_by(rows) {
+                largest = std::array::from_fn(|slot| match tile[slot] > largest[slot] {
+                    true => tile[slot],
+                    false => largest[slot],
+                });
+            }
+            *row_largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        }
+        let mut sums = [[0.0; TILE_TOKENS]; UNIT_ROWS];
+        for tiles in scores.chunks_exact_mut(rows) {
+            for ((sums, largest), tile) in sums.iter_mut().zip(row_largest).zip(tiles) {
+                for (sum, score) in sums.iter_mut().zip(tile) {
+                    *score = exp((*score - largest) * scale);
+                    *sum += *score;
+                }
             }
         }
-        1.0 / sum(&sums, |x| x)
+        for sums in &sums[..rows] {
+            factors.push(1.0 / sum(sums, |x| x));
+        }
     }
 }

@@ -13,3 +13,16 @@ pub(super) fn prefetch<T>(address: *const T) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
 }
+
+/// The same for memory that is written: it comes to this core alone.
+#[inline(always)]
+pub(super) fn prefetch_for_write<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: x86-64 takes the instruction for none where it is not known; it reads and writes
+    // nothing.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}

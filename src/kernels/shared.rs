@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::prefetch::prefetch;
+use super::prefetch::prefetch_for_write;
 
 /// A mutable slice that threads take parts of.
 pub(super) struct SharedMut<'a, T> {
@@ -25,10 +25,10 @@ impl<'a, T> SharedMut<'a, T> {
         }
     }
 
-    /// Asks for element `at`, which is used soon.
+    /// Asks for element `at`, which is written soon.
     #[inline(always)]
     pub fn prefetch(&self, at: usize) {
-        prefetch(self.start.wrapping_add(at));
+        prefetch_for_write(self.start.wrapping_add(at));
     }
 
     /// # Safety
