@@ -32,7 +32,8 @@ pub const CODE_GROUP: usize = 32;
 #[repr(C)]
 pub struct GroupScale {
     pub scale: f32,
-    /// Sum of the codes, times `scale`.
+    /// Sum of the codes, times `scale`: what a minimum of the weights is multiplied with. That of a
+    /// loud group has the sum of its fine codes too, and theirs is 0.
     pub scaled_sum: f32,
     /// Sum of the codes.
     pub sum: i32,
@@ -92,16 +93,45 @@ impl<'a> RunOfCodes<'a> {
     }
 
     /// The loud rows, in order, with what rounding took from their codes.
-    #[inline]
-    pub fn loud_rows(self) -> impl Iterator<Item = (usize, Codes<'a>)> {
-        let mut loud = self.loud;
-        std::iter::from_fn(move || {
-            let row = (loud != 0).then_some(loud.trailing_zeros() as usize)?;
-            loud &= loud - 1;
-            Some((row, self.fine_of(row)))
+    #[inline(always)]
+    pub fn loud_rows(self) -> LoudRows<'a> {
+        LoudRows { run: self }
+    }
+}
+
+/// Loud rows of a run that were not taken yet.
+pub(super) struct LoudRows<'a> {
+    run: RunOfCodes<'a>,
+}
+
+impl<'a> LoudRows<'a> {
+    /// The next `R` rows, which must be there.
+    #[inline(always)]
+    pub fn next_rows<const R: usize>(&mut self) -> [(usize, Codes<'a>); R] {
+        std::array::from_fn(|_| {
+            let row = self.run.loud.trailing_zeros() as usize;
+            self.run.loud &= self.run.loud - 1;
+            (row, self.run.fine_of(row))
         })
     }
 }
+
+impl<'a> Iterator for LoudRows<'a> {
+    type Item = (usize, Codes<'a>);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        (self.run.loud != 0).then(|| self.next_rows::<1>()[0])
+    }
+
+    #[inline(always)]
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let len = self.run.loud.count_ones() as usize;
+        (len, Some(len))
+    }
+}
+
+impl ExactSizeIterator for LoudRows<'_> {}
 
 /// A buffer of rows, kept from step to step.
 ///

@@ -47,7 +47,7 @@ macro_rules! quantize_row_with {
                 let (coarse, scale) = unsafe {
                     (
                         &$codes.codes.part(at..at + 1)[0],
-                        $codes.scales.part(at..at + 1)[0].scale,
+                        &mut $codes.scales.part(at..at + 1)[0],
                     )
                 };
                 // SAFETY: as above.
@@ -57,7 +57,8 @@ macro_rules! quantize_row_with {
                         &mut $codes.fine_scales.part(at..at + 1)[0],
                     )
                 };
-                $quantize_rest(&groups[i], (coarse, scale), fine, fine_scale);
+                $quantize_rest(&groups[i], (coarse, scale.scale), fine, fine_scale);
+                scale.scaled_sum += std::mem::take(&mut fine_scale.scaled_sum);
             }
         }
     }};

@@ -152,7 +152,7 @@ pub(super) fn sum_values<E: Load, const R: usize>(
         let rest = columns - column;
         column += match R {
             ..=3 if rest >= 4 => sum_columns::<E, R, 4>(values, tiles, weights, len, column, sums),
-            ..=6 if rest >= 2 => sum_columns::<E, R, 2>(values, tiles, weights, len, column, sums),
+            _ if rest >= 2 => sum_columns::<E, R, 2>(values, tiles, weights, len, column, sums),
             _ => sum_columns::<E, R, 1>(values, tiles, weights, len, column, sums),
         };
     }

@@ -28,12 +28,12 @@ struct GroupWeights {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn multiply(panel: &Panel<'_>, x: &Activations, first: usize, sums: &mut Sums) {
     match panel.format {
-        PanelFormat::Q4Zero => multiply_codes::<4, 8>(panel, x, first, sums),
-        PanelFormat::Q4Min => multiply_codes::<4, 0>(panel, x, first, sums),
-        PanelFormat::Q5Zero => multiply_codes::<5, 16>(panel, x, first, sums),
-        PanelFormat::Q5Min => multiply_codes::<5, 0>(panel, x, first, sums),
-        PanelFormat::Q6 => multiply_codes::<6, 32>(panel, x, first, sums),
-        PanelFormat::Q8 => multiply_codes::<8, 128>(panel, x, first, sums),
+        PanelFormat::Q4Zero => multiply_codes::<4, 8, false>(panel, x, first, sums),
+        PanelFormat::Q4Min => multiply_codes::<4, 0, true>(panel, x, first, sums),
+        PanelFormat::Q5Zero => multiply_codes::<5, 16, false>(panel, x, first, sums),
+        PanelFormat::Q5Min => multiply_codes::<5, 0, true>(panel, x, first, sums),
+        PanelFormat::Q6 => multiply_codes::<6, 32, false>(panel, x, first, sums),
+        PanelFormat::Q8 => multiply_codes::<8, 128, false>(panel, x, first, sums),
         PanelFormat::F32 | PanelFormat::F16 | PanelFormat::Bf16 => {
             multiply_dense(panel, x, first, sums);
         }
@@ -43,7 +43,7 @@ pub(super) fn multiply(panel: &Panel<'_>, x: &Activations, first: usize, sums: &
 /// The weights of a group. Like the next one no function: with all of a group in registers, which a
 /// call would put through memory, it must not be left to the compiler whether to inline it.
 macro_rules! group_weights {
-    ($bits:ident, $zero:ident, $panel:ident, $group:ident) => {
+    ($bits:ident, $has_mins:ident, $panel:ident, $group:ident) => {
         GroupWeights {
             codes: match $bits {
                 4 => unpack_4_bits($panel, $group),
@@ -58,17 +58,17 @@ macro_rules! group_weights {
                 ],
                 _ => [load_halves($panel.scales, $group); 2],
             },
-            mins: match $zero {
-                0 => load_halves($panel.mins, $group),
-                _ => _mm512_setzero_ps(),
+            mins: match $has_mins {
+                true => load_halves($panel.mins, $group),
+                false => _mm512_setzero_ps(),
             },
         }
     };
 }
 
-/// Adds a group's products with `$rows` rows.
+/// Adds a group's products with `$rows` rows. Fine codes have no minimum: see `GroupScale`.
 macro_rules! add_products {
-    ($bits:ident, $zero:ident, $rows:tt, $weights:ident, $x:expr, $totals:ident) => {{
+    ($bits:ident, $zero:ident, $has_mins:expr, $rows:tt, $weights:ident, $x:expr, $totals:ident) => {{
         let x: [(usize, RowCodes<'_>); $rows] = $x;
         // Q6 has a scale for each half of the group.
         let (halves, steps) = match $bits {
@@ -97,7 +97,7 @@ macro_rules! add_products {
                 $totals[r] = _mm512_fmadd_ps(product, scale, $totals[r]);
             }
         }
-        if $zero == 0 {
+        if $has_mins {
             for r in 0..$rows {
                 let scaled_sum = _mm512_set1_ps(x[r].1.scale.scaled_sum);
                 $totals[r] = _mm512_fmadd_ps($weights.mins, scaled_sum, $totals[r]);
@@ -106,26 +106,26 @@ macro_rules! add_products {
     }};
 }
 
-/// Codes have `BITS` bits and a zero of `ZERO`, a power of two or 0.
+/// Codes have `BITS` bits and a zero of `ZERO`, a power of two or 0; with `MINS`, a minimum is added.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn multiply_codes<const BITS: u32, const ZERO: i32>(
+fn multiply_codes<const BITS: u32, const ZERO: i32, const MINS: bool>(
     panel: &Panel<'_>,
     x: &Activations,
     first: usize,
     sums: &mut Sums,
 ) {
     match sums.len() {
-        1 => multiply_few::<BITS, ZERO, 1>(panel, x, first, sums),
-        2 => multiply_few::<BITS, ZERO, 2>(panel, x, first, sums),
-        3 => multiply_few::<BITS, ZERO, 3>(panel, x, first, sums),
-        4 => multiply_few::<BITS, ZERO, 4>(panel, x, first, sums),
-        _ => multiply_many::<BITS, ZERO>(panel, x, first, sums),
+        1 => multiply_few::<BITS, ZERO, MINS, 1>(panel, x, first, sums),
+        2 => multiply_few::<BITS, ZERO, MINS, 2>(panel, x, first, sums),
+        3 => multiply_few::<BITS, ZERO, MINS, 3>(panel, x, first, sums),
+        4 => multiply_few::<BITS, ZERO, MINS, 4>(panel, x, first, sums),
+        _ => multiply_many::<BITS, ZERO, MINS>(panel, x, first, sums),
     }
 }
 
 /// Multiplies `R` rows, whose sums stay in registers.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn multiply_few<const BITS: u32, const ZERO: i32, const R: usize>(
+fn multiply_few<const BITS: u32, const ZERO: i32, const MINS: bool, const R: usize>(
     panel: &Panel<'_>,
     x: &Activations,
     first: usize,
@@ -134,14 +134,14 @@ fn multiply_few<const BITS: u32, const ZERO: i32, const R: usize>(
     let mut totals = [_mm512_setzero_ps(); R];
     for group in 0..panel.num_groups() {
         panel.prefetch_next(group);
-        let weights = group_weights!(BITS, ZERO, panel, group);
+        let weights = group_weights!(BITS, MINS, panel, group);
         let run = x.run(group, first..first + R);
-        add_products!(BITS, ZERO, R, weights, run.rows(0), totals);
+        add_products!(BITS, ZERO, MINS, R, weights, run.rows(0), totals);
         for (r, total) in totals.iter_mut().enumerate() {
             // The same groups of a row are loud for each panel, as the machine soon predicts.
             if let Some(fine) = run.fine(r) {
                 let mut one = [*total];
-                add_products!(BITS, ZERO, 1, weights, [(r, fine)], one);
+                add_products!(BITS, ZERO, false, 1, weights, [(r, fine)], one);
                 [*total] = one;
             }
         }
@@ -153,7 +153,7 @@ fn multiply_few<const BITS: u32, const ZERO: i32, const R: usize>(
 
 /// Multiplies rows whose sums are too many for the registers.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn multiply_many<const BITS: u32, const ZERO: i32>(
+fn multiply_many<const BITS: u32, const ZERO: i32, const MINS: bool>(
     panel: &Panel<'_>,
     x: &Activations,
     first: usize,
@@ -161,44 +161,46 @@ fn multiply_many<const BITS: u32, const ZERO: i32>(
 ) {
     for group in 0..panel.num_groups() {
         panel.prefetch_next(group);
-        let weights = group_weights!(BITS, ZERO, panel, group);
+        let weights = group_weights!(BITS, MINS, panel, group);
         let run = x.run(group, first..first + sums.len());
         let mut row = 0;
         while row < sums.len() {
-            match sums.len() - row {
-                4.. => add_rows::<BITS, ZERO, 4>(weights, run.rows(row), sums),
-                3 => add_rows::<BITS, ZERO, 3>(weights, run.rows(row), sums),
-                2 => add_rows::<BITS, ZERO, 2>(weights, run.rows(row), sums),
-                _ => add_rows::<BITS, ZERO, 1>(weights, run.rows(row), sums),
-            }
-            row += 4;
+            row += match sums.len() - row {
+                8.. => add_rows::<BITS, ZERO, MINS, 8>(weights, run.rows(row), sums),
+                4.. => add_rows::<BITS, ZERO, MINS, 4>(weights, run.rows(row), sums),
+                3 => add_rows::<BITS, ZERO, MINS, 3>(weights, run.rows(row), sums),
+                2 => add_rows::<BITS, ZERO, MINS, 2>(weights, run.rows(row), sums),
+                _ => add_rows::<BITS, ZERO, MINS, 1>(weights, run.rows(row), sums),
+            };
         }
         let mut loud = run.loud_rows();
-        while let Some(first) = loud.next() {
-            match loud.next() {
-                Some(second) => add_rows::<BITS, ZERO, 2>(weights, [first, second], sums),
-                None => add_rows::<BITS, ZERO, 1>(weights, [first], sums),
-            }
+        while loud.len() > 0 {
+            match loud.len() {
+                4.. => add_rows::<BITS, ZERO, false, 4>(weights, loud.next_rows(), sums),
+                2.. => add_rows::<BITS, ZERO, false, 2>(weights, loud.next_rows(), sums),
+                _ => add_rows::<BITS, ZERO, false, 1>(weights, loud.next_rows(), sums),
+            };
         }
     }
 }
 
-/// Adds a group's products with `R` rows to their sums in memory.
+/// Adds a group's products with `R` rows to their sums in memory, and says how many that were.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn add_rows<const BITS: u32, const ZERO: i32, const R: usize>(
+fn add_rows<const BITS: u32, const ZERO: i32, const MINS: bool, const R: usize>(
     weights: GroupWeights,
     x: [(usize, RowCodes<'_>); R],
     sums: &mut Sums,
-) {
+) -> usize {
     let mut totals = [_mm512_setzero_ps(); R];
     for r in 0..R {
         totals[r] = load_sums(&sums[x[r].0]);
     }
-    add_products!(BITS, ZERO, R, weights, x, totals);
+    add_products!(BITS, ZERO, MINS, R, weights, x, totals);
     for r in 0..R {
         store_sums(&mut sums[x[r].0], totals[r]);
     }
+    R
 }
 
 /// The four codes of a step, in one lane.
