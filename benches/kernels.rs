@@ -377,7 +377,7 @@ fn measure_attention(compute: &Compute, kv_type: KvType, ceilings: &Ceilings, ba
                 block_table_start: &starts,
             };
             let mut plan = AttentionPlan::default();
-            plan.set(&shape, &batch);
+            plan.set(compute, &shape, &batch);
             let mut out = vec![0.0; positions.len() * 9 * 64];
             let q = &rows[..positions.len() * width];
             let time = best(20, || {

@@ -1,20 +1,24 @@
 //! Attention of a ragged batch over paged K and V: decode and chunked prefill alike.
 //!
-//! A unit of work is some query tokens of one sequence and one KV head, with all query heads that
-//! share it, so that K and V are read once for them. Scores of all visible positions come first, then
-//! the softmax, then the weighted sum of V. Positions are taken tile by tile from the tile's first
-//! slot on, and those that a query must not see add exact zeros: a result's bits depend neither on
-//! how a prompt was cut into chunks nor on the other queries of a unit.
+//! A unit is some query tokens of one sequence, with all query heads that share a KV head, so that K
+//! and V are read once for them. Units of sequences that begin with the same blocks form a group, for
+//! which these are read once. Scores of all visible positions come first, then the softmax, then the
+//! weighted sum of V. Positions are taken tile by tile from the tile's first slot on, and those that a
+//! query must not see add exact zeros: a result's bits depend neither on how a prompt was cut into
+//! chunks nor on the other queries of a unit or a group.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod plan;
 mod portable;
 
 use std::cell::RefCell;
 use std::ops::Range;
 
+pub use self::plan::AttentionPlan;
+use self::plan::Unit;
 use super::elementwise::sum;
 use super::isa::for_each_isa;
 use super::kv_storage::{Head, KvShape, KvStorage, TILE_TOKENS, Tiles, with_heads};
@@ -49,19 +53,6 @@ pub struct AttentionBatch<'a> {
     pub block_table_start: &'a [u32],
 }
 
-/// How a step's attention is cut into units; the same in every layer.
-#[derive(Debug, Default)]
-pub struct AttentionPlan {
-    units: Vec<Unit>,
-}
-
-/// Some query tokens of a sequence, which follow one another in it.
-#[derive(Clone, Debug)]
-struct Unit {
-    sequence: usize,
-    rows: Range<usize>,
-}
-
 /// Scores of some rows with the positions of one tile.
 type Scores<const R: usize> = [[f32; TILE_TOKENS]; R];
 
@@ -80,41 +71,19 @@ struct Scratch {
     tiles: Vec<u32>,
     /// Queries of the rows that a kernel takes at once. (head_dim, rows)
     queries: Vec<f32>,
-    /// Scores, then weights: of the rows that a kernel takes at once, tile by tile.
-    scores: Vec<[f32; TILE_TOKENS]>, // (tiles, rows)
-    /// What makes the weights of a row sum to 1. (rows of a unit)
+    /// Scores, then weights: piece after piece, each of the rows that a kernel takes at once, tile by
+    /// tile. (pieces, tiles, rows)
+    scores: Vec<[f32; TILE_TOKENS]>,
+    /// Those of all rows of a group with the tiles that they share. (shared tiles, rows)
+    shared_scores: Vec<[f32; TILE_TOKENS]>,
+    /// What makes the weights of a row sum to 1. (rows of a group)
     factors: Vec<f32>,
-    /// (rows of a unit, padded head_dim)
+    /// (rows of a group, padded head_dim)
     sums: Vec<f32>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-impl AttentionPlan {
-    /// Cuts a step into units, those with the most positions first.
-    pub fn set(&mut self, shape: &AttentionShape, batch: &AttentionBatch<'_>) {
-        let tokens = (UNIT_ROWS / shape.heads_per_kv_head()).max(1);
-        self.units.clear();
-        for (sequence, bounds) in batch.q_start.windows(2).enumerate() {
-            let mut first = bounds[0] as usize;
-            let positions = &batch.positions[first..bounds[1] as usize];
-            for run in positions.chunk_by(|a, b| a + 1 == *b) {
-                for some in run.chunks(tokens) {
-                    let rows = first..first + some.len();
-                    first = rows.end;
-                    self.units.push(Unit { sequence, rows });
-                }
-            }
-        }
-        self.units.sort_unstable_by_key(|unit| {
-            (
-                std::cmp::Reverse(batch.positions[unit.rows.end - 1]),
-                unit.rows.start,
-            )
-        });
-    }
 }
 
 impl AttentionShape {
@@ -172,30 +141,38 @@ fn attend_heads<E: Readable>(
     let out = SharedMut::new(out);
     compute
         .pool()
-        .for_each(plan.units.len() * shape.num_kv_heads, 1, |items| {
+        .for_each(plan.groups.len() * shape.num_kv_heads, 1, |items| {
             for item in items {
-                let unit = &plan.units[item / shape.num_kv_heads];
+                let group = &plan.groups[item / shape.num_kv_heads];
                 let kv_head = item % shape.num_kv_heads;
                 let first_head = kv_head * heads_per_kv_head;
+                // The place of row `index` of a unit: its token, and the first element of its head.
+                let place = |unit: &Unit, index: usize| {
+                    let head = first_head + index % heads_per_kv_head;
+                    let row = unit.rows.start + index / heads_per_kv_head;
+                    (row, head * shape.head_dim)
+                };
+                let query = |unit: &Unit, index: usize| {
+                    let (row, start) = place(unit, index);
+                    &q[row * q_width + start..][..shape.head_dim]
+                };
+                let units = &plan.units[group.units.clone()];
+                let kv = (&heads[kv_head], kv_shape);
                 SCRATCH.with_borrow_mut(|scratch| {
-                    let context = Context::new(shape, batch, unit, &mut scratch.tiles);
-                    let query = |index: usize| {
-                        let row = unit.rows.start + index / heads_per_kv_head;
-                        let head = first_head + index % heads_per_kv_head;
-                        &q[row * q_width + head * shape.head_dim..][..shape.head_dim]
-                    };
-                    let num_rows = unit.rows.len() * heads_per_kv_head;
-                    let kv = (&heads[kv_head], kv_shape);
-                    attend_unit(isa, kv, &context, (num_rows, &query), scratch);
-                    let sums = scratch.sums.chunks_exact(kv_shape.padded_dim());
-                    for (index, (sums, factor)) in sums.zip(&scratch.factors).enumerate() {
-                        let row = unit.rows.start + index / heads_per_kv_head;
-                        let head = first_head + index % heads_per_kv_head;
-                        let start = row * out_width + head * shape.head_dim;
-                        // SAFETY: each unit is visited once; its rows and heads are its own.
-                        let out = unsafe { out.part(start..start + shape.head_dim) };
-                        for (out, sum) in out.iter_mut().zip(sums) {
-                            *out = sum * factor;
+                    let parts = (units, group.shared_tiles);
+                    attend_group(isa, kv, (shape, batch), parts, &query, scratch);
+                    let mut sums = scratch.sums.chunks_exact(kv_shape.padded_dim());
+                    let mut factors = scratch.factors.iter();
+                    for unit in units {
+                        let rows = 0..unit.rows.len() * heads_per_kv_head;
+                        for ((index, sums), factor) in rows.zip(&mut sums).zip(&mut factors) {
+                            let (row, start) = place(unit, index);
+                            let start = row * out_width + start;
+                            // SAFETY: each unit is visited once; its rows and heads are its own.
+                            let out = unsafe { out.part(start..start + shape.head_dim) };
+                            for (out, sum) in out.iter_mut().zip(sums) {
+                                *out = sum * factor;
+                            }
                         }
                     }
                 });
@@ -253,59 +230,124 @@ impl Context {
     }
 }
 
-/// Leaves the results in `scratch`: sums that `factors` must still multiply.
-fn attend_unit<'a, E: Readable>(
-    isa: Isa,
-    kv: (&Head<E>, &KvShape),
-    context: &Context,
-    (num_rows, query): (usize, &dyn Fn(usize) -> &'a [f32]),
-    scratch: &mut Scratch,
-) {
-    let sums_len = num_rows * kv.1.padded_dim();
-    scratch.factors.clear();
-    scratch.sums.resize(scratch.sums.len().max(sums_len), 0.0);
-    let most = match isa {
+/// Rows that a kernel takes at once.
+fn rows_at_once(isa: Isa) -> usize {
+    match isa {
         Isa::Portable | Isa::Avx2 | Isa::AvxVnni => 4,
         Isa::Avx512Vnni | Isa::Avx512Bf16 => UNIT_ROWS,
-    };
-    for first in (0..num_rows).step_by(most) {
-        let rows = first..num_rows.min(first + most);
-        attend_rows(isa, kv, context, (rows, query), scratch);
     }
 }
 
-/// Attention of as many rows as a kernel takes at once.
-fn attend_rows<'a, E: Readable>(
+/// Attention of a group. Leaves the results in `scratch`: sums that `factors` must still multiply.
+fn attend_group<'a, E: Readable>(
     isa: Isa,
-    (head, shape): (&Head<E>, &KvShape),
-    context: &Context,
-    (rows, query): (Range<usize>, &dyn Fn(usize) -> &'a [f32]),
+    (head, kv_shape): (&Head<E>, &KvShape),
+    (shape, batch): (&AttentionShape, &AttentionBatch<'_>),
+    (units, shared_tiles): (&[Unit], usize),
+    query: &dyn Fn(&Unit, usize) -> &'a [f32],
     scratch: &mut Scratch,
 ) {
     let Scratch {
         tiles,
         queries,
         scores,
+        shared_scores,
         factors,
         sums,
     } = scratch;
-    let len = rows.len();
-    queries.clear();
-    queries.resize(len * shape.head_dim, 0.0);
-    for (r, row) in rows.clone().enumerate() {
-        for (query, queries) in query(row).iter().zip(queries.chunks_exact_mut(len)) {
-            queries[r] = *query;
+    let rows_of = |unit: &Unit| unit.rows.len() * shape.heads_per_kv_head();
+    let num_rows = units.iter().map(rows_of).sum();
+    if shared_tiles > 0 {
+        Context::new(shape, batch, &units[0], tiles);
+        let rows = units
+            .iter()
+            .flat_map(|unit| (0..rows_of(unit)).map(move |index| query(unit, index)));
+        transpose(rows, num_rows, shape.head_dim, queries);
+        shared_scores.resize(shared_tiles * num_rows, [0.0; TILE_TOKENS]);
+        multiply_keys(
+            isa,
+            &head.keys,
+            &tiles[..shared_tiles],
+            (num_rows, queries),
+            shared_scores,
+        );
+    }
+    let pieces = || {
+        units.iter().flat_map(|unit| {
+            let rows = rows_of(unit);
+            let firsts = (0..rows).step_by(rows_at_once(isa));
+            firsts.map(move |first| (unit, first..rows.min(first + rows_at_once(isa))))
+        })
+    };
+    let scale = (shape.head_dim as f32).powf(-0.5);
+    factors.clear();
+    let mut first_score = 0;
+    for (unit, rows) in pieces() {
+        let context = Context::new(shape, batch, unit, tiles);
+        let (len, first_row) = (rows.len(), factors.len());
+        let num_scores = tiles.len() * len;
+        scores.resize(
+            scores.len().max(first_score + num_scores),
+            [0.0; TILE_TOKENS],
+        );
+        let scores = &mut scores[first_score..first_score + num_scores];
+        first_score += num_scores;
+        let (shared, own) = scores.split_at_mut(shared_tiles * len);
+        for (scores, all) in shared
+            .chunks_exact_mut(len)
+            .zip(shared_scores.chunks_exact(num_rows))
+        {
+            scores.copy_from_slice(&all[first_row..first_row + len]);
+        }
+        let queries_of_rows = rows.clone().map(|index| query(unit, index));
+        transpose(queries_of_rows, len, shape.head_dim, queries);
+        multiply_keys(isa, &head.keys, &tiles[shared_tiles..], (len, queries), own);
+        let visible = rows.map(|index| context.visible(index));
+        softmax(isa, scores, visible, scale, factors);
+        let shared = scores[..shared_tiles * len].chunks_exact(len);
+        for (weights, all) in shared.zip(shared_scores.chunks_exact_mut(num_rows)) {
+            all[first_row..first_row + len].copy_from_slice(weights);
         }
     }
-    let num_scores = len * tiles.len();
-    scores.resize(scores.len().max(num_scores), [0.0; TILE_TOKENS]);
-    let scores = &mut scores[..num_scores];
-    multiply_keys(isa, &head.keys, tiles, (len, queries), scores);
-    let scale = (shape.head_dim as f32).powf(-0.5);
-    let visible = rows.clone().map(|row| context.visible(row));
-    softmax(isa, scores, visible, scale, factors);
-    let sums = &mut sums[rows.start * shape.padded_dim()..rows.end * shape.padded_dim()];
-    sum_values(isa, &head.values, tiles, (len, scores, context.len), sums);
+    sums.clear();
+    sums.resize(num_rows * kv_shape.padded_dim(), 0.0);
+    let shared_len = shared_tiles * TILE_TOKENS;
+    if shared_tiles > 0 {
+        let weights = (num_rows, &**shared_scores, shared_len);
+        // Those of the last unit, which begin like all others'.
+        sum_values(isa, &head.values, &tiles[..shared_tiles], weights, sums);
+    }
+    let mut rest = &**scores;
+    let mut sums = &mut **sums;
+    for (unit, rows) in pieces() {
+        let context = Context::new(shape, batch, unit, tiles);
+        let len = rows.len();
+        let (weights, others) = rest.split_at(tiles.len() * len);
+        let (of_rows, of_others) = sums.split_at_mut(len * kv_shape.padded_dim());
+        (rest, sums) = (others, of_others);
+        let own = (
+            len,
+            &weights[shared_tiles * len..],
+            context.len - shared_len,
+        );
+        sum_values(isa, &head.values, &tiles[shared_tiles..], own, of_rows);
+    }
+}
+
+/// Rows of `row_len` to `columns` (row_len, num_rows).
+fn transpose<'a>(
+    rows: impl Iterator<Item = &'a [f32]>,
+    num_rows: usize,
+    row_len: usize,
+    columns: &mut Vec<f32>,
+) {
+    columns.clear();
+    columns.resize(num_rows * row_len, 0.0);
+    for (r, row) in rows.enumerate() {
+        for (value, column) in row.iter().zip(columns.chunks_exact_mut(num_rows)) {
+            column[r] = *value;
+        }
+    }
 }
 
 /// Calls a kernel's version for a number of rows that is a constant to it.
@@ -349,7 +391,7 @@ fn multiply_keys<E: Readable>(
     }
 }
 
-/// Sums of V, weighted, over the first `len` positions. (rows, padded head_dim)
+/// Adds V, weighted, of the first `len` positions to the sums. (rows, padded head_dim)
 fn sum_values<E: Readable>(
     isa: Isa,
     values: &Tiles<E>,

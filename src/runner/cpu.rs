@@ -165,7 +165,7 @@ impl CpuRunner {
 
     fn plan_attention(&mut self, batch: &RaggedBatch) {
         let Scratch { plan, rows, .. } = &mut self.scratch;
-        plan.set(&self.attention, &rows.attention_batch(batch));
+        plan.set(&self.compute, &self.attention, &rows.attention_batch(batch));
     }
 
     /// Goes on with the wanted rows alone: the others have done all they are there for when the last

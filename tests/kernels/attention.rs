@@ -16,6 +16,8 @@ struct Case {
     sequences: Vec<(usize, usize)>,
     /// Q, K and V of every token of every sequence. (all tokens, width)
     rows: Vec<Vec<f32>>,
+    /// First blocks of each sequence that are those of the first sequence.
+    shared_blocks: Vec<usize>,
 }
 
 impl Case {
@@ -29,7 +31,19 @@ impl Case {
                 .map(|(i, (len, _))| noise(len * width, i as u64 + 1))
                 .collect(),
             sequences: sequences.to_vec(),
+            shared_blocks: vec![0; sequences.len()],
         }
+    }
+
+    /// Lets sequences begin as the first one does.
+    fn share(&mut self, blocks: &[usize]) {
+        let width = self.width();
+        let (first, others) = self.rows.split_first_mut().expect("a sequence");
+        for (rows, blocks) in others.iter_mut().zip(&blocks[1..]) {
+            let shared = ..rows.len().min(blocks * BLOCK_SIZE * width);
+            rows[shared].copy_from_slice(&first[shared]);
+        }
+        self.shared_blocks = blocks.to_vec();
     }
 
     fn width(&self) -> usize {
@@ -65,7 +79,10 @@ impl Case {
         let (mut tables, mut table_start) = (Vec::new(), vec![0]);
         for (sequence, &(len, queries)) in self.sequences.iter().enumerate() {
             let table: Vec<u32> = (0..self.blocks_of(sequence))
-                .map(|i| self.block(sequence, i))
+                .map(|i| match i < self.shared_blocks[sequence] {
+                    true => self.block(0, i),
+                    false => self.block(sequence, i),
+                })
                 .collect();
             let slot =
                 |p: usize| table[p / BLOCK_SIZE] * BLOCK_SIZE as u32 + (p % BLOCK_SIZE) as u32;
@@ -85,7 +102,7 @@ impl Case {
             block_table_start: &table_start,
         };
         let mut plan = AttentionPlan::default();
-        plan.set(shape, &batch);
+        plan.set(compute, shape, &batch);
         let mut out = vec![f32::NAN; positions.len() * shape.num_heads * shape.head_dim];
         attend(compute, shape, (&plan, &batch), &kv, (&q, width), &mut out);
         out
@@ -224,6 +241,36 @@ fn a_query_has_the_same_bits_in_any_chunk_batch_and_on_any_threads() {
 }
 
 #[test]
+fn sequences_that_share_blocks_have_the_bits_of_those_that_do_not() {
+    const SEQUENCES: [(usize, usize); 10] = [
+        (300, 1),
+        (310, 2),
+        (289, 1),
+        (330, 1),
+        (300, 3),
+        (290, 1),
+        (300, 40),
+        (288, 1),
+        (279, 1),
+        (20, 1),
+    ];
+    const SHARED: [usize; 10] = [9, 9, 9, 8, 5, 4, 8, 9, 9, 0];
+    for (isa, kv_type) in isas().flat_map(|isa| KvType::ALL.map(|kv_type| (isa, kv_type))) {
+        for (heads, window) in [(2, None), (6, None), (14, None), (6, Some(100))] {
+            let mut case = Case::new(shape(heads, 2, 32, window), kv_type, &SEQUENCES);
+            case.share(&SHARED);
+            let shared = case.run(&compute(isa, 2));
+            case.shared_blocks.fill(0);
+            let apart = case.run(&compute(isa, 2));
+            assert!(
+                shared == apart,
+                "{isa}, {kv_type}, {heads} heads, window {window:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn extreme_scores_do_not_overflow() {
     for (isa, kv_type) in isas().flat_map(|isa| KvType::ALL.map(|kv_type| (isa, kv_type))) {
         let mut case = Case::new(shape(2, 1, 16, None), kv_type, &[(40, 40)]);
@@ -269,7 +316,7 @@ fn a_copied_run_of_slots_reads_like_the_first_and_leaves_the_rest() {
                 block_table_start: &[0, 2],
             };
             let mut plan = AttentionPlan::default();
-            plan.set(&shape, &batch);
+            plan.set(&compute, &shape, &batch);
             let mut out = vec![0.0; 24];
             attend(
                 &compute,

@@ -99,7 +99,7 @@ fn multiply_rows<E: Load, const R: usize>(
     }
 }
 
-/// Sums of V over the first `len` positions, with the weights of each of `R` rows.
+/// Adds V of the first `len` positions, with the weights of each of `R` rows, to the sums.
 /// (R, padded head_dim)
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn sum_values<E: Load, const R: usize>(
@@ -112,6 +112,11 @@ pub(super) fn sum_values<E: Load, const R: usize>(
     let padded_dim = sums.len() / R;
     for column in 0..padded_dim / COLUMN {
         let mut column_sums = [[_mm256_setzero_ps(); 2]; R];
+        for (row, column_sums) in column_sums.iter_mut().enumerate() {
+            let sums = sums[row * padded_dim + column * COLUMN..].first_chunk();
+            // SAFETY: this function's features.
+            *column_sums = unsafe { f32::load(sums.expect("bug: whole columns")) };
+        }
         for (index, (&tile, weights)) in tiles.iter().zip(weights).enumerate() {
             let values_of_slots = &values.tile(tile)[column * TILE_TOKENS..];
             let slots = TILE_TOKENS.min(len - index * TILE_TOKENS);

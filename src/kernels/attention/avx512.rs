@@ -136,7 +136,7 @@ fn multiply_rows<E: Load, const R: usize, const T: usize>(
     sums
 }
 
-/// Sums of V over the first `len` positions, with the weights of each of `R` rows.
+/// Adds V of the first `len` positions, with the weights of each of `R` rows, to the sums.
 /// (R, padded head_dim)
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) fn sum_values<E: Load, const R: usize>(
@@ -171,7 +171,7 @@ fn columns_of<E: Load, const C: usize>(
     columns[column..].first_chunk().expect("bug: C columns")
 }
 
-/// Sums `C` columns from `column` on, and says how many that were.
+/// Adds to the sums of `C` columns from `column` on, and says how many that were.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn sum_columns<E: Load, const R: usize, const C: usize>(
@@ -184,6 +184,14 @@ fn sum_columns<E: Load, const R: usize, const C: usize>(
 ) -> usize {
     let padded_dim = sums.len() / R;
     let mut column_sums = [[_mm512_setzero_ps(); C]; R];
+    for (row, column_sums) in column_sums.iter_mut().enumerate() {
+        for (c, column_sums) in column_sums.iter_mut().enumerate() {
+            let at = row * padded_dim + (column + c) * COLUMN;
+            let sums = sums[at..].first_chunk();
+            // SAFETY: this function's features.
+            *column_sums = unsafe { f32::load(sums.expect("bug: whole columns")) };
+        }
+    }
     for (index, (&tile, weights)) in tiles.iter().zip(weights).enumerate() {
         let columns = columns_of(values, tile, column);
         let next = columns_of(values, *tiles.get(index + 1).unwrap_or(&tile), column);

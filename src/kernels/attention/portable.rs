@@ -48,7 +48,7 @@ fn multiply_rows<E: Element, const R: usize>(
     }
 }
 
-/// The sums of V over the first `len` positions, weighted. (R, padded head_dim)
+/// Adds V of the first `len` positions, weighted, to the sums. (R, padded head_dim)
 pub(super) fn sum_values<E: Element, const R: usize>(
     values: &Tiles<E>,
     tiles: &[u32],
@@ -57,7 +57,6 @@ pub(super) fn sum_values<E: Element, const R: usize>(
     sums: &mut [f32],
 ) {
     let padded_dim = sums.len() / R;
-    sums.fill(0.0);
     for position in 0..len {
         let (tile, slot) = (position / TILE_TOKENS, position % TILE_TOKENS);
         let columns = values.tile(tiles[tile]).chunks_exact(TILE_TOKENS);
