@@ -65,20 +65,15 @@ pub fn matmul(
             let column = part_column + index * PANEL_ROWS;
             let len = PANEL_ROWS.min(part_column + part.outputs() - column);
             let panel = part.panel(index);
+            let columns = Columns { width, column, len };
             for_rows::<1>(x.num_rows(), |rows, [sums]| {
-                let place = Place {
-                    first_row: rows.start,
-                    width,
-                    column,
-                    len,
-                };
-                place.prefetch(&y, rows.len());
+                columns.prefetch(&y, rows.clone());
                 multiply(isa, &panel, x, rows.start, sums);
                 if let Some(bias) = bias {
                     add_to_rows(isa, sums, &bias[column..column + len]);
                 }
                 // Each panel is visited once; these columns of y are its own.
-                finish(isa, epilogue, sums, &y, place);
+                finish(isa, epilogue, sums, &y, (rows.start, columns));
             });
         }
     });
@@ -117,14 +112,9 @@ pub fn matmul_gated(
             let column = index * PANEL_ROWS;
             let len = PANEL_ROWS.min(width - column);
             let (gate, up) = (gate.panel(index), up.panel(index));
+            let columns = Columns { width, column, len };
             for_rows::<2>(x.num_rows(), |rows, [gates, ups]| {
-                let place = Place {
-                    first_row: rows.start,
-                    width,
-                    column,
-                    len,
-                };
-                place.prefetch(&y, rows.len());
+                columns.prefetch(&y, rows.clone());
                 multiply(isa, &gate, x, rows.start, gates);
                 multiply(isa, &up, x, rows.start, ups);
                 if let Some(biases) = biases {
@@ -133,7 +123,7 @@ pub fn matmul_gated(
                 }
                 activation.apply_gate(isa, gates.as_flattened_mut(), ups.as_flattened());
                 // As above.
-                finish(isa, Epilogue::Store, gates, &y, place);
+                finish(isa, Epilogue::Store, gates, &y, (rows.start, columns));
             });
         }
     });
@@ -207,33 +197,34 @@ fn multiply(isa: Isa, panel: &Panel<'_>, x: &Activations, first: usize, sums: &m
     }
 }
 
-/// Where results belong: some columns of some rows.
+/// The columns of `y` that a panel's results belong to.
 #[derive(Clone, Copy)]
-struct Place {
-    first_row: usize,
+struct Columns {
     /// Of a row.
     width: usize,
+    /// The first.
     column: usize,
-    /// Columns.
+    /// Their number.
     len: usize,
 }
 
-impl Place {
+impl Columns {
     /// Asks for the places of results, a row of `y` apart, while their sums are still made.
-    fn prefetch(&self, y: &SharedMut<'_, f32>, num_rows: usize) {
-        for row in self.first_row..self.first_row + num_rows {
+    fn prefetch(&self, y: &SharedMut<'_, f32>, rows: Range<usize>) {
+        for row in rows {
             y.prefetch(row * self.width + self.column);
         }
     }
 }
 
 for_each_isa! {
-    /// Puts results where they belong, which nobody else uses meanwhile.
-    fn finish(epilogue: Epilogue, sums: &Sums, y: &SharedMut<'_, f32>, place: Place) {
-        for (row, results) in (place.first_row..).zip(sums) {
-            let start = row * place.width + place.column;
+    /// Puts results where they belong, from a row on, which nobody else uses meanwhile.
+    fn finish(epilogue: Epilogue, sums: &Sums, y: &SharedMut<'_, f32>, place: (usize, Columns)) {
+        let (first_row, columns) = place;
+        for (row, results) in (first_row..).zip(sums) {
+            let start = row * columns.width + columns.column;
             // SAFETY: as the caller promises.
-            let y = unsafe { y.part(start..start + place.len) };
+            let y = unsafe { y.part(start..start + columns.len) };
             // All panels but the last fill their width, which the compiler may know.
             match y.as_chunks_mut::<PANEL_ROWS>().0 {
                 [y] => finish_row(epilogue, results, y),
