@@ -67,7 +67,7 @@ use super::kv_storage::Element as Readable;
 /// Buffers of a thread, kept from step to step.
 #[derive(Debug, Default)]
 struct Scratch {
-    /// Where the context's tiles lie.
+    /// Where the tiles of the units' contexts lie, unit by unit.
     tiles: Vec<u32>,
     /// Queries of the rows that a kernel takes at once. (head_dim, rows)
     queries: Vec<f32>,
@@ -192,32 +192,38 @@ struct Context {
 }
 
 impl Context {
-    /// Also lists the physical tiles of the context.
-    fn new(
-        shape: &AttentionShape,
-        batch: &AttentionBatch<'_>,
-        unit: &Unit,
-        tiles: &mut Vec<u32>,
-    ) -> Self {
+    fn new(shape: &AttentionShape, batch: &AttentionBatch<'_>, unit: &Unit) -> Self {
         let first_query = batch.positions[unit.rows.start] as usize;
-        let end = first_query + unit.rows.len();
         let sliding_window = shape.sliding_window.unwrap_or(usize::MAX);
         let first_seen = (first_query + 1).saturating_sub(sliding_window);
         let start = first_seen / TILE_TOKENS * TILE_TOKENS;
-        let table = &batch.block_tables[batch.block_table_start[unit.sequence] as usize..];
-        let tiles_of_block = shape.block_size / TILE_TOKENS;
-        tiles.clear();
-        tiles.extend((start..end).step_by(TILE_TOKENS).map(|position| {
-            let tile = position / TILE_TOKENS;
-            table[tile / tiles_of_block] * tiles_of_block as u32 + (tile % tiles_of_block) as u32
-        }));
         Self {
             start,
-            len: end - start,
+            len: batch.len_of(unit) - start,
             first_query,
             sliding_window,
             heads_per_kv_head: shape.heads_per_kv_head(),
         }
+    }
+
+    fn num_tiles(&self) -> usize {
+        self.len.div_ceil(TILE_TOKENS)
+    }
+
+    /// Lists the physical tiles of the context of `unit`.
+    fn list_tiles(
+        &self,
+        shape: &AttentionShape,
+        batch: &AttentionBatch<'_>,
+        unit: &Unit,
+        tiles: &mut Vec<u32>,
+    ) {
+        let table = batch.table_of(unit.sequence);
+        let tiles_of_block = shape.block_size / TILE_TOKENS;
+        let first = self.start / TILE_TOKENS;
+        tiles.extend((first..first + self.num_tiles()).map(|tile| {
+            table[tile / tiles_of_block] * tiles_of_block as u32 + (tile % tiles_of_block) as u32
+        }));
     }
 
     /// What row `index` of the unit sees, relative to `start`.
@@ -256,82 +262,88 @@ fn attend_group<'a, E: Readable>(
         sums,
     } = scratch;
     let rows_of = |unit: &Unit| unit.rows.len() * shape.heads_per_kv_head();
+    let contexts = || {
+        units
+            .iter()
+            .map(|unit| (unit, Context::new(shape, batch, unit)))
+    };
+    tiles.clear();
+    for (unit, context) in contexts() {
+        context.list_tiles(shape, batch, unit, tiles);
+    }
     let num_rows = units.iter().map(rows_of).sum();
     if shared_tiles > 0 {
-        Context::new(shape, batch, &units[0], tiles);
         let rows = units
             .iter()
             .flat_map(|unit| (0..rows_of(unit)).map(move |index| query(unit, index)));
         transpose(rows, num_rows, shape.head_dim, queries);
         shared_scores.resize(shared_tiles * num_rows, [0.0; TILE_TOKENS]);
-        multiply_keys(
-            isa,
-            &head.keys,
-            &tiles[..shared_tiles],
-            (num_rows, queries),
-            shared_scores,
-        );
+        let (tiles, all) = (&tiles[..shared_tiles], (num_rows, &**queries));
+        multiply_keys(isa, &head.keys, tiles, all, shared_scores);
     }
-    let pieces = || {
-        units.iter().flat_map(|unit| {
-            let rows = rows_of(unit);
-            let firsts = (0..rows).step_by(rows_at_once(isa));
-            firsts.map(move |first| (unit, first..rows.min(first + rows_at_once(isa))))
-        })
-    };
+    let num_scores = contexts().map(|(unit, context)| context.num_tiles() * rows_of(unit));
+    let num_scores = num_scores.sum::<usize>();
+    scores.resize(scores.len().max(num_scores), [0.0; TILE_TOKENS]);
+
     let scale = (shape.head_dim as f32).powf(-0.5);
     factors.clear();
-    let mut first_score = 0;
-    for (unit, rows) in pieces() {
-        let context = Context::new(shape, batch, unit, tiles);
-        let (len, first_row) = (rows.len(), factors.len());
-        let num_scores = tiles.len() * len;
-        scores.resize(
-            scores.len().max(first_score + num_scores),
-            [0.0; TILE_TOKENS],
-        );
-        let scores = &mut scores[first_score..first_score + num_scores];
-        first_score += num_scores;
-        let (shared, own) = scores.split_at_mut(shared_tiles * len);
-        for (scores, all) in shared
-            .chunks_exact_mut(len)
-            .zip(shared_scores.chunks_exact(num_rows))
-        {
-            scores.copy_from_slice(&all[first_row..first_row + len]);
-        }
-        let queries_of_rows = rows.clone().map(|index| query(unit, index));
-        transpose(queries_of_rows, len, shape.head_dim, queries);
-        multiply_keys(isa, &head.keys, &tiles[shared_tiles..], (len, queries), own);
-        let visible = rows.map(|index| context.visible(index));
-        softmax(isa, scores, visible, scale, factors);
-        let shared = scores[..shared_tiles * len].chunks_exact(len);
-        for (weights, all) in shared.zip(shared_scores.chunks_exact_mut(num_rows)) {
-            all[first_row..first_row + len].copy_from_slice(weights);
+    let (mut rest_tiles, mut rest_scores) = (&**tiles, &mut **scores);
+    for (unit, context) in contexts() {
+        let own_tiles = &split_off(&mut rest_tiles, context.num_tiles())[shared_tiles..];
+        for rows in pieces(isa, rows_of(unit)) {
+            let (len, first_row) = (rows.len(), factors.len());
+            let num_scores = context.num_tiles() * len;
+            let (scores, others) = rest_scores.split_at_mut(num_scores);
+            rest_scores = others;
+            let (shared, own) = scores.split_at_mut(shared_tiles * len);
+            let all = shared_scores.chunks_exact(num_rows);
+            for (scores, all) in shared.chunks_exact_mut(len).zip(all) {
+                scores.copy_from_slice(&all[first_row..first_row + len]);
+            }
+            let queries_of_rows = rows.clone().map(|index| query(unit, index));
+            transpose(queries_of_rows, len, shape.head_dim, queries);
+            multiply_keys(isa, &head.keys, own_tiles, (len, queries), own);
+            let visible = rows.map(|index| context.visible(index));
+            softmax(isa, scores, visible, scale, factors);
+            let shared = scores[..shared_tiles * len].chunks_exact(len);
+            for (weights, all) in shared.zip(shared_scores.chunks_exact_mut(num_rows)) {
+                all[first_row..first_row + len].copy_from_slice(weights);
+            }
         }
     }
+
     sums.clear();
     sums.resize(num_rows * kv_shape.padded_dim(), 0.0);
     let shared_len = shared_tiles * TILE_TOKENS;
     if shared_tiles > 0 {
         let weights = (num_rows, &**shared_scores, shared_len);
-        // Those of the last unit, which begin like all others'.
         sum_values(isa, &head.values, &tiles[..shared_tiles], weights, sums);
     }
-    let mut rest = &**scores;
-    let mut sums = &mut **sums;
-    for (unit, rows) in pieces() {
-        let context = Context::new(shape, batch, unit, tiles);
-        let len = rows.len();
-        let (weights, others) = rest.split_at(tiles.len() * len);
-        let (of_rows, of_others) = sums.split_at_mut(len * kv_shape.padded_dim());
-        (rest, sums) = (others, of_others);
-        let own = (
-            len,
-            &weights[shared_tiles * len..],
-            context.len - shared_len,
-        );
-        sum_values(isa, &head.values, &tiles[shared_tiles..], own, of_rows);
+    let (mut rest_tiles, mut rest_scores, mut rest_sums) = (&**tiles, &**scores, &mut **sums);
+    for (unit, context) in contexts() {
+        let own_tiles = &split_off(&mut rest_tiles, context.num_tiles())[shared_tiles..];
+        for rows in pieces(isa, rows_of(unit)) {
+            let len = rows.len();
+            let weights = split_off(&mut rest_scores, context.num_tiles() * len);
+            let (sums, others) = rest_sums.split_at_mut(len * kv_shape.padded_dim());
+            rest_sums = others;
+            let own = &weights[shared_tiles * len..];
+            let weights = (len, own, context.len - shared_len);
+            sum_values(isa, &head.values, own_tiles, weights, sums);
+        }
     }
+}
+
+/// Rows of a unit, as many as a kernel takes at once.
+fn pieces(isa: Isa, num_rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let most = rows_at_once(isa);
+    let firsts = (0..num_rows).step_by(most);
+    firsts.map(move |first| first..num_rows.min(first + most))
+}
+
+/// Takes the first `len` elements.
+fn split_off<'a, T>(rest: &mut &'a [T], len: usize) -> &'a [T] {
+    rest.split_off(..len).expect("bug: enough elements")
 }
 
 /// Rows of `row_len` to `columns` (row_len, num_rows).

@@ -18,8 +18,7 @@ pub struct Response {
 
 impl Response {
     pub fn header(&self, name: &str) -> Option<&str> {
-        let header = self.headers.iter().find(|(key, _)| key == name);
-        header.map(|(_, value)| value.as_str())
+        value_of(&self.headers, name)
     }
 
     pub fn json(&self) -> Value {
@@ -75,8 +74,7 @@ impl Connection {
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        let header = self.headers.iter().find(|(key, _)| key == name);
-        header.map(|(_, value)| value.as_str())
+        value_of(&self.headers, name)
     }
 
     /// Reads the rest of the answer, and asks again over the same connection.
@@ -117,6 +115,11 @@ impl Connection {
             body,
         }
     }
+}
+
+fn value_of<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    let header = headers.iter().find(|(key, _)| key == name);
+    header.map(|(_, value)| value.as_str())
 }
 
 fn read_line(reader: &mut impl BufRead) -> String {

@@ -1,5 +1,6 @@
 //! How a step's attention is cut: into units of one sequence, and groups of units that share blocks.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 
 use super::{AttentionBatch, AttentionShape, UNIT_ROWS, rows_at_once};
@@ -49,7 +50,10 @@ impl AttentionPlan {
             // Those that can share come to lie together.
             let table = |unit: &Unit| batch.table_of(unit.sequence);
             self.units.sort_unstable_by(|a, b| {
-                let order = table(a).cmp(table(b));
+                let order = match a.sequence == b.sequence {
+                    true => Ordering::Equal,
+                    false => table(a).cmp(table(b)),
+                };
                 order.then(a.rows.start.cmp(&b.rows.start))
             });
         }
@@ -94,6 +98,9 @@ impl Group {
         let mut shared = tiles(&units[first]);
         for unit in &units[first + 1..] {
             num_tokens += unit.rows.len();
+            if num_tokens > most {
+                break;
+            }
             let others = table.iter().zip(batch.table_of(unit.sequence));
             let same_blocks = others.take_while(|(a, b)| a == b).count();
             let common = same_blocks * shape.block_size / TILE_TOKENS;
@@ -101,7 +108,7 @@ impl Group {
             // Tiles that need not be read again, without this unit and with it.
             let (before, after) = (group.units.len() - 1, group.units.len());
             let saves_more = after * common > before * shared;
-            if num_tokens > most || common < LEAST_SHARED || !saves_more {
+            if common < LEAST_SHARED || !saves_more {
                 break;
             }
             shared = common;
@@ -114,13 +121,13 @@ impl Group {
 }
 
 impl<'a> AttentionBatch<'a> {
-    fn table_of(&self, sequence: usize) -> &'a [u32] {
+    pub(super) fn table_of(&self, sequence: usize) -> &'a [u32] {
         let bounds = &self.block_table_start[sequence..sequence + 2];
         &self.block_tables[bounds[0] as usize..bounds[1] as usize]
     }
 
     /// Positions up to the last query of a unit.
-    fn len_of(&self, unit: &Unit) -> usize {
+    pub(super) fn len_of(&self, unit: &Unit) -> usize {
         self.positions[unit.rows.end - 1] as usize + 1
     }
 }
@@ -133,7 +140,7 @@ mod tests {
     /// Sequences and shared tiles of the groups that one query token of each sequence forms.
     fn groups_of(tables: &[&[u32]], sliding_window: Option<usize>) -> Vec<(Vec<usize>, usize)> {
         let shape = AttentionShape {
-            num_heads: 6,
+            num_heads: 2,
             num_kv_heads: 2,
             head_dim: 16,
             sliding_window,
@@ -154,7 +161,7 @@ mod tests {
             block_table_start: &starts(tables.iter().map(|table| table.len()).collect()),
         };
         let mut plan = AttentionPlan::default();
-        let compute = Compute::new(Isa::detect(), Pool::new(1).expect("a thread"));
+        let compute = Compute::new(Isa::Portable, Pool::new(1).expect("a thread"));
         plan.set(&compute, &shape, &batch);
         let of_group = |group: &Group| {
             let units = &plan.units[group.units.clone()];
@@ -168,9 +175,6 @@ mod tests {
 
     #[test]
     fn sequences_that_share_much_form_groups_of_as_many_rows_as_a_kernel_takes() {
-        if rows_at_once(Isa::detect()) < UNIT_ROWS {
-            return;
-        }
         let tables: [&[u32]; 4] = [
             &[1, 2, 3, 4, 5, 20],
             &[9, 2, 3, 4, 5, 21],
@@ -180,7 +184,7 @@ mod tests {
         let found = groups_of(&tables, None);
         assert_eq!(found, [(vec![2, 3, 0], 10), (vec![1], 0)]);
         assert_eq!(groups_of(&tables, Some(64)).len(), tables.len());
-        // Three blocks are too few, and a kernel takes four of these sequences at once.
+        // Three blocks are too few, and this kernel takes four rows at once.
         let same: [&[u32]; 3] = [&[1, 2, 3, 4], &[1, 2, 3, 5], &[1, 2, 3, 6]];
         assert_eq!(groups_of(&same, None).len(), 3);
         let same: [&[u32]; 6] = [&[1, 2, 3, 4]; 6];

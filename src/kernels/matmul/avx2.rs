@@ -81,7 +81,7 @@ macro_rules! define_multiply {
                     8 => &panel.codes.as_chunks().0.as_chunks().0[group],
                     _ => &unpacked.0,
                 };
-                let weights = GroupWeights {
+                let mut weights = GroupWeights {
                     scales: match BITS {
                         6 => [0, 1].map(|half| load_halves(panel.scales, 2 * group + half)),
                         _ => [load_halves(panel.scales, group); 2],
@@ -106,6 +106,8 @@ macro_rules! define_multiply {
                     }
                     row += 4;
                 }
+                // Fine codes have no minimum: see `GroupScale`.
+                weights.mins = None;
                 let mut loud = run.loud_rows();
                 while let Some(first) = loud.next() {
                     match loud.next() {
