@@ -1,8 +1,8 @@
 //! Speed of whole steps of a model, and with `--compare` beside the reference runner, interleaved.
 //!
-//! `cargo bench --bench step -- models/NAME.gguf [--compare] [--served]`, threads from `NUM_THREADS`, instruction
-//! set from `CPU_ISA`, type of K and V from `KV_CACHE_TYPE`, some of the steps alone by
-//! `ONLY=prefill`. Times are medians of the repeats, with the best in brackets; a ratio is that of the
+//! `cargo bench --bench step -- models/NAME.gguf [--compare] [--served]`, or a folder's name; threads from
+//! `NUM_THREADS`, instruction set from `CPU_ISA`, type of K and V from `KV_CACHE_TYPE`, some of the steps
+//! alone by `ONLY=prefill`; on a GPU with `DEVICE=cuda`. Times are medians of the repeats, with the best in brackets; a ratio is that of the
 //! medians.
 //!
 //! With `--served` it is the program that runs, and streams to clients over HTTP; printed is what share
@@ -14,13 +14,14 @@ mod served;
 #[allow(dead_code, reason = "shared with tests, which use more of it")]
 mod server;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
 use candlepower::kernels::{Isa, KvType};
 use candlepower::model::{LoadedModel, ModelFiles, load};
 use candlepower::runner::candle::CandleRunner;
 use candlepower::runner::cpu::CpuRunner;
+use candlepower::runner::cuda::{CudaRunner, Gpu};
 use candlepower::runner::{KvLayout, RaggedBatch, Runner};
 
 const BLOCK_SIZE: usize = 32;
@@ -43,7 +44,12 @@ fn main() -> anyhow::Result<()> {
             served::measure(path.as_ref());
             continue;
         }
-        measure(&load(&ModelFiles::Gguf(path.into()))?, compares)?;
+        let path = PathBuf::from(path);
+        let files = match path.is_dir() {
+            true => ModelFiles::Folder(path),
+            false => ModelFiles::Gguf(path),
+        };
+        measure(&load(&files)?, compares)?;
     }
     Ok(())
 }
@@ -60,23 +66,27 @@ fn measure(model: &LoadedModel, compares: bool) -> anyhow::Result<()> {
     let kv_type = setting("KV_CACHE_TYPE").and_then(|name| name.parse().ok());
     let kv_type = kv_type.unwrap_or_default();
     let start = Instant::now();
-    let mut cpu = CpuRunner::new(&model.spec, &model.weights, (isa, threads), layout(kv_type))?;
+    let (spec, weights) = (&model.spec, &model.weights);
+    let (device, weight_bytes, mut runner): (_, _, Box<dyn Runner>) = match setting("DEVICE") {
+        Some(device) if device == "cuda" => {
+            let cuda = CudaRunner::new(spec, weights, &Gpu::open(0)?, layout(kv_type))?;
+            (device, cuda.weight_bytes(), Box::new(cuda))
+        }
+        _ => {
+            let cpu = CpuRunner::new(spec, weights, (isa, threads), layout(kv_type))?;
+            let device = format!("{isa}, {threads} threads");
+            (device, cpu.weight_bytes() as u64, Box::new(cpu))
+        }
+    };
     println!(
-        "\n{} {}, {isa}, {threads} threads, {kv_type} KV: packed in {:.2} s, {:.0} MB for {:.0} MB in the file",
+        "\n{} {}, {device}, {kv_type} KV: loaded in {:.2} s, {:.0} MB for {:.0} MB in the file",
         model.facts.architecture,
         model.facts.quantization,
         start.elapsed().as_secs_f64(),
-        cpu.weight_bytes() as f64 / 1e6,
+        weight_bytes as f64 / 1e6,
         model.facts.weight_bytes as f64 / 1e6,
     );
-    let candle = compares.then(|| {
-        CandleRunner::new(
-            &model.spec,
-            &model.weights,
-            &Device::Cpu,
-            layout(KvType::F32),
-        )
-    });
+    let candle = compares.then(|| CandleRunner::new(spec, weights, layout(KvType::F32)));
     let mut candle = candle.transpose()?;
     for (what, sequences, tokens, context) in [
         ("decode", 1, 1, 128),
@@ -94,7 +104,7 @@ fn measure(model: &LoadedModel, compares: bool) -> anyhow::Result<()> {
         let batch = batch(model, sequences, tokens, context);
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..REPEATS {
-            ours.push(time(&mut cpu, &batch));
+            ours.push(time(runner.as_mut(), &batch));
             theirs.extend(candle.as_mut().map(|candle| time(candle, &batch)));
         }
         let (best, median) = best_and_median(&mut ours);

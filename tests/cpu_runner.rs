@@ -5,7 +5,6 @@ mod ragged;
 
 use std::path::Path;
 
-use candle_core::Device;
 use candlepower::kernels::{Isa, KvType, TILE_TOKENS};
 use candlepower::model::{LoadedModel, ModelFiles, TokenizerFiles, load};
 use candlepower::runner::BlockCopy;
@@ -229,7 +228,7 @@ fn real_models_agree_with_the_reference_runner() {
         ids.truncate(64);
         let name = &model.facts.architecture;
         let cache = layout(KvType::F32, BLOCK_SIZE);
-        let reference = CandleRunner::new(&model.spec, &model.weights, &Device::Cpu, cache);
+        let reference = CandleRunner::new(&model.spec, &model.weights, cache);
         let mut reference = Driver::drive(Box::new(reference.expect("a runner")), BLOCK_SIZE);
         let expected = reference.prefill(&mut Sequence::default(), &ids, usize::MAX);
         drop(reference);

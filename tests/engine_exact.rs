@@ -6,7 +6,6 @@ mod ragged;
 
 use std::time::Duration;
 
-use candle_core::Device;
 use candlepower::config::{EngineConfig, KvType, MemorySize, SpeculationConfig};
 use candlepower::engine::{EngineHandle, Event, FinishReason, KvCapacity, Request, start};
 use candlepower::kernels::Isa;
@@ -21,14 +20,15 @@ use tokio::sync::mpsc::UnboundedReceiver;
 /// A runner and the type of its K and V.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    Candle(KvType),
+    Candle,
     Cpu(Isa, KvType),
 }
 
 impl Kind {
     fn kv_type(self) -> KvType {
         match self {
-            Self::Candle(kv_type) | Self::Cpu(_, kv_type) => kv_type,
+            Self::Candle => KvType::F32,
+            Self::Cpu(_, kv_type) => kv_type,
         }
     }
 
@@ -41,10 +41,7 @@ impl Kind {
 fn kinds() -> impl Iterator<Item = Kind> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available());
     let fast = isas.flat_map(|isa| KvType::ALL.map(|kv_type| Kind::Cpu(isa, kv_type)));
-    [KvType::F32, KvType::F16]
-        .map(Kind::Candle)
-        .into_iter()
-        .chain(fast)
+    std::iter::once(Kind::Candle).chain(fast)
 }
 
 fn engine(
@@ -60,8 +57,8 @@ fn engine(
         block_size: BLOCK_SIZE,
     };
     let runner: Box<dyn Runner> = match kind {
-        Kind::Candle(_) => {
-            let runner = CandleRunner::new(spec, weights, &Device::Cpu, layout);
+        Kind::Candle => {
+            let runner = CandleRunner::new(spec, weights, layout);
             Box::new(runner.expect("a runner"))
         }
         Kind::Cpu(isa, _) => {

@@ -9,26 +9,13 @@ use std::collections::HashMap;
 use std::fs;
 
 use candle_core::{DType, Device, Tensor, safetensors};
-use candlepower::kernels::KvType;
 use candlepower::model::{ModelFiles, load};
 use candlepower::runner::BlockCopy;
-use candlepower::runner::candle::CandleRunner;
 use ragged::{
-    BLOCK_SIZE, Driver, MODELS, Sequence, argmax, cases, chunk_sizes, layout, load_folder,
-    relative_error,
+    BLOCK_SIZE, Driver, MODELS, Sequence, argmax, cases, chunk_sizes, load_folder, relative_error,
 };
 
 const TOLERANCE: f32 = 1e-4;
-
-#[test]
-fn keys_and_values_of_8_bits_are_refused_by_name() {
-    let model = load_folder(MODELS[0]);
-    let layout = layout(KvType::Q8_0, BLOCK_SIZE);
-    let runner = CandleRunner::new(&model.spec, &model.weights, &Device::Cpu, layout);
-    let error = runner.expect_err("it has none").to_string();
-    assert!(error.contains("KV_CACHE_TYPE=q8_0"), "{error}");
-    assert!(error.contains("f16 or f32"), "{error}");
-}
 
 #[test]
 fn logits_and_greedy_tokens_are_those_of_transformers() {

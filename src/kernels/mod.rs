@@ -5,8 +5,7 @@
 //! time ([`Isa`]). A result row never depends on which other rows are computed with it nor on the
 //! number of threads, not even in its last bit.
 //!
-//! Beside the loader of the CUDA driver, this is the one part of the crate that may use `unsafe`:
-//! for intrinsics, for handing disjoint parts of one slice to several threads, and for the parts of a
+//! Beside the runner for GPUs, this is the one part of the crate that may use `unsafe`: for intrinsics, for handing disjoint parts of one slice to several threads, and for the parts of a
 //! map that are a matrix each.
 #![allow(unsafe_code)]
 

@@ -109,6 +109,18 @@ impl ModelSpec {
         (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
     }
 
+    /// Where a stored row of Q, K and V belongs, for heads whose pairs are `i` and `i + head_dim / 2`.
+    pub fn half_split_feature(&self, row: usize) -> usize {
+        let is_rotated = row < (self.num_heads + self.num_kv_heads) * self.head_dim;
+        match &self.positions {
+            Positions::Rope(rope) if rope.pairing == RopePairing::Interleaved && is_rotated => {
+                let (head, element) = (row / self.head_dim, row % self.head_dim);
+                head * self.head_dim + element / 2 + element % 2 * (self.head_dim / 2)
+            }
+            _ => row,
+        }
+    }
+
     /// Elements of K and V together that one token leaves in the cache, in all layers.
     pub fn kv_elements_per_token(&self) -> usize {
         2 * self.num_layers * self.num_kv_heads * self.head_dim

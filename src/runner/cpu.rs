@@ -90,6 +90,7 @@ impl CpuRunner {
         );
         let num_slots = kv.num_slots()?;
         memory::ensure_free(
+            memory::free_bytes(),
             weights.tensors().map(linear::packed_bytes).sum(),
             kv_bytes_per_token(spec, kv.kv_type).saturating_mul(num_slots as u64),
         )?;

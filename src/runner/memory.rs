@@ -3,9 +3,9 @@
 use anyhow::{Result, bail};
 use sysinfo::System;
 
-/// Errors if weights and KV cache, in bytes, are more than the memory that is free now.
-pub(super) fn ensure_free(weight_bytes: u64, kv_bytes: u64) -> Result<()> {
-    let Some(free_bytes) = free_bytes() else {
+/// Errors if weights and KV cache, in bytes, are more than the memory that is free now, if known.
+pub(super) fn ensure_free(free_bytes: Option<u64>, weight_bytes: u64, kv_bytes: u64) -> Result<()> {
+    let Some(free_bytes) = free_bytes else {
         return Ok(());
     };
     if weight_bytes.saturating_add(kv_bytes) <= free_bytes {
@@ -42,8 +42,9 @@ mod tests {
 
     #[test]
     fn what_cannot_fit_is_refused_with_the_numbers() {
-        assert!(ensure_free(1, 1).is_ok());
-        let error = ensure_free(1 << 20, 1 << 60)
+        assert!(ensure_free(free_bytes(), 1, 1).is_ok());
+        assert!(ensure_free(None, u64::MAX, 1).is_ok());
+        let error = ensure_free(free_bytes(), 1 << 20, 1 << 60)
             .expect_err("an exbibyte")
             .to_string();
         assert!(
@@ -51,6 +52,6 @@ mod tests {
             "{error}"
         );
         assert!(error.contains("KV_CACHE_SIZE"), "{error}");
-        assert!(ensure_free(u64::MAX, 1).is_err());
+        assert!(ensure_free(Some(1), u64::MAX, 1).is_err());
     }
 }

@@ -2,15 +2,8 @@
 
 pub mod candle;
 pub mod cpu;
-#[cfg(feature = "cuda")]
-pub mod cuda_driver;
-mod embedding;
-#[cfg(feature = "flash-attn")]
-mod flash;
-mod kv_pool;
-mod linear;
+pub mod cuda;
 mod memory;
-mod step;
 
 pub use memory::free_bytes;
 

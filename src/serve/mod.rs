@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
-use candle_core::Device;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::socket::ServerSocket;
@@ -20,8 +19,8 @@ use crate::config::{DeviceChoice, IsaChoice, ModelConfig, ServeConfig};
 use crate::kernels::Isa;
 use crate::kv_cache::BLOCK_SIZE;
 use crate::model::{self, LoadedModel, ModelFiles, Quantization, ResolvedModel, TokenizerFiles};
-use crate::runner::candle::{self, CandleRunner};
 use crate::runner::cpu::{self, CpuRunner};
+use crate::runner::cuda::{self, CudaRunner, Gpu};
 use crate::runner::{KvLayout, Runner};
 use crate::server::{self, ApiKeys, ChatTemplates, Handover, ModelInfo, RenderError, Served};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -110,15 +109,21 @@ async fn load(
     let chat_template = chat_template(loaded.chat_template, &path, &tokenizer).await?;
 
     let kv_type = config.engine.kv_cache_type;
-    let bytes_per_token = match device.is_cpu() {
-        true => cpu::kv_bytes_per_token(&loaded.spec, kv_type),
-        false => candle::kv_bytes_per_token(&loaded.spec, kv_type)?,
+    let (bytes_per_token, free_bytes) = match &device {
+        Device::Cpu => (
+            cpu::kv_bytes_per_token(&loaded.spec, kv_type),
+            runner::free_bytes(),
+        ),
+        Device::Cuda(gpu) => (
+            cuda::kv_bytes_per_token(&loaded.spec, kv_type)?,
+            gpu.free_bytes(),
+        ),
     };
     let (kv, max_model_len) = kv_size::plan(
         &config.engine,
         bytes_per_token,
         loaded.spec.max_positions,
-        runner::free_bytes(),
+        free_bytes,
     )?;
     if max_model_len < loaded.spec.max_positions && config.engine.max_model_len.is_none() {
         tracing::warn!(
@@ -133,14 +138,14 @@ async fn load(
         num_blocks: kv.num_blocks,
         block_size: BLOCK_SIZE,
     };
-    let (runner, weight_bytes): (Box<dyn Runner>, u64) = match device.is_cpu() {
-        true => {
+    let (runner, weight_bytes): (Box<dyn Runner>, u64) = match &device {
+        Device::Cpu => {
             let runner = CpuRunner::new(spec, weights, isa_and_threads, layout)?;
             let weight_bytes = runner.weight_bytes() as u64;
             (Box::new(runner), weight_bytes)
         }
-        false => {
-            let runner = CandleRunner::new(spec, weights, &device, layout)?;
+        Device::Cuda(gpu) => {
+            let runner = CudaRunner::new(spec, weights, gpu, layout)?;
             let weight_bytes = runner.weight_bytes();
             (Box::new(runner), weight_bytes)
         }
@@ -194,7 +199,7 @@ async fn load(
 
 fn quantize(loaded: &mut LoadedModel, kind: Quantization, device: &Device) -> anyhow::Result<()> {
     ensure!(
-        device.is_cpu(),
+        matches!(device, Device::Cpu),
         "QUANTIZE={kind}: weights on a GPU are 16 bits wide, so that nothing would be saved; leave \
          QUANTIZE out, or set DEVICE=cpu"
     );
@@ -210,37 +215,33 @@ fn quantize(loaded: &mut LoadedModel, kind: Quantization, device: &Device) -> an
     Ok(())
 }
 
+/// What computes.
+enum Device {
+    Cpu,
+    Cuda(Gpu),
+}
+
 fn device(choice: DeviceChoice) -> anyhow::Result<Device> {
     match choice {
-        DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Auto if !candle_core::utils::cuda_is_available() => Ok(Device::Cpu),
-        DeviceChoice::Auto => Ok(gpu(0).unwrap_or_else(|error| {
-            tracing::info!("DEVICE=auto takes the CPU: {error:#}");
-            Device::Cpu
-        })),
-        DeviceChoice::Cuda(index) => gpu(index).with_context(|| format!("DEVICE={choice}")),
+        DeviceChoice::Auto if Gpu::has_driver() => Ok(match Gpu::open(0) {
+            Ok(gpu) => Device::Cuda(gpu),
+            Err(error) => {
+                tracing::warn!("DEVICE=auto takes the CPU: {error:#}");
+                Device::Cpu
+            }
+        }),
+        DeviceChoice::Cpu | DeviceChoice::Auto => Ok(Device::Cpu),
+        DeviceChoice::Cuda(index) => {
+            let gpu = Gpu::open(index).with_context(|| format!("DEVICE={choice}"))?;
+            Ok(Device::Cuda(gpu))
+        }
     }
 }
 
-#[cfg(feature = "cuda")]
-fn gpu(index: usize) -> anyhow::Result<Device> {
-    runner::cuda_driver::load().context(
-        "no driver for NVIDIA GPUs, libcuda.so.1 could not be loaded; install the driver, or set \
-         DEVICE=cpu",
-    )?;
-    Device::new_cuda(index).context("no such GPU; set DEVICE=cpu to go without")
-}
-
-#[cfg(not(feature = "cuda"))]
-fn gpu(_: usize) -> anyhow::Result<Device> {
-    bail!("this program was built without CUDA; build it with --features cuda, or set DEVICE=cpu")
-}
-
 fn device_name(device: &Device) -> String {
-    match device.location() {
-        candle_core::DeviceLocation::Cpu => "cpu".to_owned(),
-        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    match device {
+        Device::Cpu => "cpu".to_owned(),
+        Device::Cuda(gpu) => format!("cuda:{}", gpu.index()),
     }
 }
 

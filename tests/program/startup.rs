@@ -7,6 +7,8 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Stdio;
 
+use candlepower::runner::cuda::Gpu;
+
 use crate::server::{model_file, serve_command};
 
 fn smollm2() -> String {
@@ -153,10 +155,13 @@ fn settings_that_cannot_be_read_are_refused_with_what_was_expected() {
 }
 
 #[test]
-#[cfg(not(feature = "cuda"))]
-fn a_gpu_in_a_build_without_cuda_is_a_clear_error() {
-    let error = failure(&[("MODEL", &smollm2()), ("DEVICE", "cuda")]);
-    assert_names(&error, &["cuda", "DEVICE=cpu"]);
+fn a_gpu_that_is_not_there_is_a_clear_error() {
+    let missing = match Gpu::has_driver() {
+        true => ("cuda:99", "no such GPU"),
+        false => ("cuda", "the driver (libcuda)"),
+    };
+    let error = failure(&[("MODEL", &smollm2()), ("DEVICE", missing.0)]);
+    assert_names(&error, &[missing.0, missing.1, "DEVICE=cpu"]);
 }
 
 #[test]

@@ -3,7 +3,6 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use candle_core::Device;
 use candlepower::kernels::{Isa, KvType, TILE_TOKENS};
 use candlepower::model::{LoadedModel, ModelFiles, load};
 use candlepower::runner::candle::CandleRunner;
@@ -85,7 +84,7 @@ impl Driver {
     pub fn new(model: &LoadedModel) -> Self {
         let (spec, weights) = (&model.spec, &model.weights);
         let layout = layout(KvType::F32, BLOCK_SIZE);
-        let runner = CandleRunner::new(spec, weights, &Device::Cpu, layout);
+        let runner = CandleRunner::new(spec, weights, layout);
         Self::drive(Box::new(runner.expect("a runner")), BLOCK_SIZE)
     }
 

@@ -1,6 +1,5 @@
 //! One process that renders, and the pipes to it.
 
-use std::env;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -39,8 +38,6 @@ impl Process {
         let mut child = Command::new(program)
             .arg(SUBCOMMAND)
             .env_clear()
-            // Where this program's libraries are, such as CUDA's.
-            .envs(env::var_os("LD_LIBRARY_PATH").map(|path| ("LD_LIBRARY_PATH", path)))
             // An arena for each thread would take of the address space that its limit counts.
             .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::piped())

@@ -1,17 +1,17 @@
-//! Dense layers of the candle runner, laid out so that candle's CPU product is fast and exact.
+//! Dense layers of the candle runner, laid out so that candle's product is fast and exact.
 //!
 //! gemm sums each result strictly in order, but in portions whose length it chooses by the shapes,
 //! and one row takes another path than several. Summing at most `MAX_SUM` products at a time takes
 //! that choice away: a row's result then has the same bits in every batch.
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 use crate::model::{LinearWeights, StoredTensor};
 
-/// Most products summed by one call of gemm on the CPU; it never splits so short a sum.
+/// Most products summed by one call of gemm; it never splits so short a sum.
 const MAX_SUM: usize = 512;
-/// Most columns of a panel on the CPU. Wider rows lie so far apart that reading down a column
+/// Most columns of a panel. Wider rows lie so far apart that reading down a column
 /// misses the caches: panels double the speed of a wide layer at a few rows.
 const MAX_PANEL: usize = 512;
 /// Panels are whole vectors wide.
@@ -29,14 +29,9 @@ pub(super) struct Linear {
 
 impl Linear {
     /// Reads a layer; row `r` of the stored output features becomes feature `feature_of_row(r)`.
-    pub fn load(
-        linear: &LinearWeights,
-        feature_of_row: impl Fn(usize) -> usize,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
+    pub fn load(linear: &LinearWeights, feature_of_row: impl Fn(usize) -> usize) -> Result<Self> {
         let (ins, outs) = (linear.in_features, linear.out_features);
-        let mut panels = Panels::new(ins, outs, device);
+        let mut panels = Panels::new(ins, outs);
         let mut bias = vec![0f32; outs];
         let mut first_row = 0;
         for (piece, stored) in linear.weights.iter().enumerate() {
@@ -56,10 +51,10 @@ impl Linear {
         }
         let bias = match linear.biases.is_empty() {
             true => None,
-            false => Some(Tensor::new(bias, device)?.to_dtype(dtype)?),
+            false => Some(Tensor::new(bias, &Device::Cpu)?),
         };
         Ok(Self {
-            weight: panels.into_tensor()?.to_dtype(dtype)?.to_device(device)?,
+            weight: panels.into_tensor()?,
             bias,
             out_features: outs,
         })
@@ -69,10 +64,9 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let (rows, ins) = x.dims2()?;
         let (num_panels, _, width) = self.weight.dims3()?;
-        let max_sum = if x.device().is_cpu() { MAX_SUM } else { ins };
         let mut y: Option<Tensor> = None; // (panels, rows, panel_width)
-        for start in (0..ins).step_by(max_sum) {
-            let len = max_sum.min(ins - start);
+        for start in (0..ins).step_by(MAX_SUM) {
+            let len = MAX_SUM.min(ins - start);
             let part = x.narrow(1, start, len)?.expand((num_panels, rows, len))?;
             let product = part.matmul(&self.weight.narrow(1, start, len)?)?;
             y = Some(match y {
@@ -102,17 +96,11 @@ struct Panels {
 }
 
 impl Panels {
-    fn new(in_features: usize, out_features: usize, device: &Device) -> Self {
-        let (num_panels, width) = match device.is_cpu() {
-            true => {
-                let num_panels = out_features.div_ceil(MAX_PANEL);
-                let width = out_features
-                    .div_ceil(num_panels)
-                    .next_multiple_of(PANEL_STEP);
-                (out_features.div_ceil(width), width)
-            }
-            false => (1, out_features),
-        };
+    fn new(in_features: usize, out_features: usize) -> Self {
+        let width = out_features
+            .div_ceil(out_features.div_ceil(MAX_PANEL))
+            .next_multiple_of(PANEL_STEP);
+        let num_panels = out_features.div_ceil(width);
         Self {
             values: vec![0.0; num_panels * in_features * width],
             num_panels,
@@ -166,7 +154,7 @@ mod tests {
     fn random_layer(ins: usize, outs: usize) -> Result<(Linear, Tensor)> {
         let device = Device::Cpu;
         let matrix = Tensor::randn(0f32, 1.0, (outs, ins), &device)?;
-        let mut panels = Panels::new(ins, outs, &device);
+        let mut panels = Panels::new(ins, outs);
         let features: Vec<usize> = (0..outs).collect();
         panels.fill_rows(&matrix.flatten_all()?.to_vec1()?, &features);
         let weight = panels.into_tensor()?;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
-use super::BlockCopy;
+use crate::runner::BlockCopy;
 
 /// Storage of one layer. The zeros cost no memory until a slot is written.
 #[derive(Debug)]
@@ -39,10 +39,11 @@ impl SlotRun {
 }
 
 impl KvPool {
-    pub fn new(shape: (usize, usize, usize), dtype: DType, device: &Device) -> Result<Self> {
+    pub fn new(shape: (usize, usize, usize)) -> Result<Self> {
+        let zeros = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
         Ok(Self {
-            k: Tensor::zeros(shape, dtype, device)?,
-            v: Tensor::zeros(shape, dtype, device)?,
+            k: zeros()?,
+            v: zeros()?,
         })
     }
 
@@ -62,7 +63,7 @@ impl KvPool {
     /// Writes K and V of a step's tokens, each (tokens, num_kv_heads, head_dim).
     pub fn write(&self, runs: &[SlotRun], k: &Tensor, v: &Tensor) -> candle_core::Result<()> {
         for (pool, tokens) in [(&self.k, k), (&self.v, v)] {
-            let by_head = tokens.transpose(0, 1)?.to_dtype(pool.dtype())?;
+            let by_head = tokens.transpose(0, 1)?;
             for run in runs {
                 let part = by_head.narrow(1, run.first_row, run.len)?.contiguous()?;
                 pool.slice_set(&part, 1, run.first_slot)?;
@@ -71,21 +72,12 @@ impl KvPool {
         Ok(())
     }
 
-    /// K and V without a copy, each (blocks, page_tokens, num_kv_heads, head_dim).
-    #[cfg(feature = "flash-attn")]
-    pub fn pages(&self, page_tokens: usize) -> candle_core::Result<(Tensor, Tensor)> {
-        let pages = |pool: &Tensor| {
-            let (heads, slots, head_dim) = pool.dims3()?;
-            pool.reshape((heads, slots / page_tokens, page_tokens, head_dim))?
-                .permute((1, 2, 0, 3))
-        };
-        Ok((pages(&self.k)?, pages(&self.v)?))
-    }
-
     /// K and V at `slots`, each (num_kv_heads, slots, head_dim).
-    pub fn gather(&self, slots: &Tensor, dtype: DType) -> candle_core::Result<(Tensor, Tensor)> {
-        let gather = |pool: &Tensor| pool.index_select(slots, 1)?.to_dtype(dtype);
-        Ok((gather(&self.k)?, gather(&self.v)?))
+    pub fn gather(&self, slots: &Tensor) -> candle_core::Result<(Tensor, Tensor)> {
+        Ok((
+            self.k.index_select(slots, 1)?,
+            self.v.index_select(slots, 1)?,
+        ))
     }
 }
 

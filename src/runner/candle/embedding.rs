@@ -4,8 +4,8 @@
 //! quantised where it was.
 
 use anyhow::{Result, ensure};
+use candle_core::Tensor;
 use candle_core::quantized::GgmlDType;
-use candle_core::{DType, Device, Tensor};
 
 use crate::model::{StoredTensor, decode_f32};
 
@@ -32,7 +32,7 @@ impl Embedding {
     }
 
     /// The vectors of `ids`. (ids, row_len)
-    pub fn lookup(&self, ids: &[u32], dtype: DType, device: &Device) -> Result<Tensor> {
+    pub fn lookup(&self, ids: &[u32]) -> Result<Tensor> {
         let mut bytes = Vec::with_capacity(ids.len() * self.row_bytes);
         for &id in ids {
             let id = id as usize;
@@ -43,7 +43,6 @@ impl Embedding {
             );
             bytes.extend(&self.bytes[id * self.row_bytes..][..self.row_bytes]);
         }
-        let vectors = decode_f32(self.dtype, &bytes, &[ids.len(), self.row_len])?;
-        Ok(vectors.to_dtype(dtype)?.to_device(device)?)
+        decode_f32(self.dtype, &bytes, &[ids.len(), self.row_len])
     }
 }

@@ -5,13 +5,11 @@
 //! last bit: padded scores are minus infinity and add exact zeros, and every sum runs over positions
 //! in the same order and in the same portions whatever the group.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
-use super::RaggedBatch;
-#[cfg(feature = "flash-attn")]
-use super::flash::{self, PagedStep};
 use super::kv_pool::SlotRun;
 use crate::model::ModelSpec;
+use crate::runner::RaggedBatch;
 
 /// Contexts are padded to multiples of this, so that a vectorised sum sees whole vectors.
 const CONTEXT_STEP: usize = 32;
@@ -22,23 +20,12 @@ pub(super) const CONTEXT_TILE: usize = 512;
 /// matrices, which sum in another order.
 pub(super) const MIN_QUERY_ROWS: usize = 9;
 
-/// Types of a runner's numbers.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Dtypes {
-    pub compute: DType,
-    /// Of K and V where they are kept.
-    pub kv: DType,
-}
-
 /// A batch with its rows in the order of the groups.
 pub(super) struct Step {
     pub token_ids: Vec<u32>,
     pub positions: Vec<u32>,
     pub runs: Vec<SlotRun>,
     pub groups: Vec<Group>,
-    /// Set where one kernel computes the attention of all groups.
-    #[cfg(feature = "flash-attn")]
-    pub paged: Option<PagedStep>,
     /// Rows whose logits are wanted, in the caller's order.
     pub logit_rows: Tensor,
 }
@@ -67,13 +54,7 @@ struct Sequence {
 }
 
 impl Step {
-    pub fn new(
-        batch: &RaggedBatch,
-        spec: &ModelSpec,
-        block_size: usize,
-        dtypes: Dtypes,
-        device: &Device,
-    ) -> Result<Self> {
+    pub fn new(batch: &RaggedBatch, spec: &ModelSpec, block_size: usize) -> Result<Self> {
         let mut sequences: Vec<Sequence> = (0..batch.num_sequences())
             .map(|index| Sequence::new(batch, index, spec.sliding_window))
             .collect();
@@ -82,24 +63,12 @@ impl Step {
             .iter()
             .flat_map(|sequence| rows(batch, sequence.index))
             .collect();
-        #[cfg(feature = "flash-attn")]
-        let paged = flash::is_possible(spec, block_size, dtypes.kv, device)
-            .then(|| {
-                let order: Vec<usize> = sequences.iter().map(|sequence| sequence.index).collect();
-                PagedStep::new(batch, &order, block_size, device)
-            })
-            .transpose()?;
-        #[cfg(feature = "flash-attn")]
-        if paged.is_some() {
-            // Nothing is gathered then.
-            sequences.clear();
-        }
         let mut groups = Vec::new();
         let mut first_row = 0;
         for members in sequences.chunk_by(|a, b| a.group_key() == b.group_key()) {
             let group = Group::new(members, first_row, batch, spec, block_size)?;
             first_row += group.num_sequences * group.num_queries;
-            groups.push(group.to(dtypes.compute, device)?);
+            groups.push(group);
         }
         let reordered = |values: &[u32]| order.iter().map(|&row| values[row]).collect::<Vec<_>>();
         let mut new_row = vec![0; order.len()];
@@ -112,9 +81,7 @@ impl Step {
             positions: reordered(&batch.positions),
             runs: SlotRun::split(&reordered(&batch.slots)),
             groups,
-            #[cfg(feature = "flash-attn")]
-            paged,
-            logit_rows: Tensor::from_iter(logit_rows, device)?,
+            logit_rows: Tensor::from_iter(logit_rows, &Device::Cpu)?,
         })
     }
 }
@@ -177,14 +144,6 @@ impl Group {
             num_queries,
             slots: Tensor::new(slots, &Device::Cpu)?,
             mask: Tensor::from_vec(mask, mask_shape, &Device::Cpu)?,
-        })
-    }
-
-    fn to(self, dtype: DType, device: &Device) -> Result<Self> {
-        Ok(Self {
-            slots: self.slots.to_device(device)?,
-            mask: self.mask.to_dtype(dtype)?.to_device(device)?,
-            ..self
         })
     }
 }

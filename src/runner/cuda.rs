@@ -1,0 +1,411 @@
+//! The runner for NVIDIA GPUs: products by cuBLAS, and one kernel for all that lies between two.
+//!
+//! Weights, activations, K and V have 16 bits, bf16 where the file's are bf16 and f16 otherwise; the
+//! residual stream has 32. A layer is nine launches: norm, QKV, heads (bias, rotation, K and V to their
+//! slots), attention over the blocks where they lie, output, norm, up, activation, down. The output and
+//! down products add to the residual stream themselves, and their biases wait for the next norm. A row's
+//! logits are the same in every batch but for rounding: cuBLAS chooses its order of sums by the shapes.
+
+#![allow(unsafe_code)]
+
+mod gpu;
+mod inputs;
+mod layer;
+
+use anyhow::{Result, bail, ensure};
+use candle_core::quantized::GgmlDType;
+
+pub use self::gpu::Gpu;
+use self::gpu::{Address, Buffer, Element, Heads, Kernels, Matrix, Product, StepTables};
+use self::inputs::{Inputs, Sender};
+use self::layer::{Layer, Linear, Loader, Norm, address};
+use super::{KvLayout, Logits, RaggedBatch, Runner, memory};
+use crate::kernels::KvType;
+use crate::model::{Activation, Mlp, ModelSpec, Positions, StoredTensor, Weights};
+
+/// Elements of 16 bytes, which attention reads at once.
+const STRIDE_STEP: usize = 8;
+/// Attention looks up so many positions at once, so that blocks are whole multiples.
+const BLOCK_STEP: usize = 16;
+
+/// A model, its KV storage and the buffers of a step.
+#[derive(Debug)]
+pub struct CudaRunner {
+    spec: ModelSpec,
+    gpu: Gpu,
+    kernels: Kernels,
+    token_embedding: Matrix,            // (vocab_size, hidden_size)
+    position_embedding: Option<Matrix>, // (max_positions, hidden_size)
+    layers: Vec<Layer>,
+    final_norm: Norm,
+    /// `None`: the token embedding is the head.
+    head: Option<Matrix>, // (vocab_size, hidden_size)
+    inverse_frequencies: Option<Buffer<f32>>, // (head_dim / 2)
+    heads: Heads,
+    block_size: usize,
+    /// K, then V of each layer. (num_layers, 2, num_kv_heads, num_slots, stride)
+    kv: Buffer<u16>,
+    sender: Sender,
+    scratch: Scratch,
+    logits: Logits,
+}
+
+/// What a step fills, layer after layer.
+#[derive(Debug)]
+struct Scratch {
+    /// The residual stream. (rows, hidden_size)
+    x: Buffer<f32>,
+    normed: Buffer<u16>,   // (rows, hidden_size)
+    qkv: Buffer<u16>,      // (rows, qkv_features)
+    q: Buffer<u16>,        // (rows, num_heads, stride)
+    attended: Buffer<u16>, // (rows, num_heads * head_dim)
+    up: Buffer<u16>,       // (rows, up_features)
+    inner: Buffer<u16>,    // (rows, intermediate_size)
+    logits: Buffer<f32>,   // (logit_rows, vocab_size)
+}
+
+/// Bytes of K and V that one token takes in the storage of [`CudaRunner`].
+///
+/// # Errors
+/// The storage cannot be of this type.
+pub fn kv_bytes_per_token(spec: &ModelSpec, kv_type: KvType) -> Result<u64> {
+    match kv_type {
+        KvType::F16 => Ok((2 * slot_elements(spec) * size_of::<u16>()) as u64),
+        KvType::F32 | KvType::Q8_0 => {
+            bail!("KV_CACHE_TYPE={kv_type} is for CPUs; on a GPU set KV_CACHE_TYPE=f16")
+        }
+    }
+}
+
+/// Elements of K that a token has in all layers.
+fn slot_elements(spec: &ModelSpec) -> usize {
+    spec.num_layers * spec.num_kv_heads * stride(spec)
+}
+
+fn stride(spec: &ModelSpec) -> usize {
+    spec.head_dim.next_multiple_of(STRIDE_STEP)
+}
+
+impl CudaRunner {
+    /// Puts the weights on the GPU and sets up storage for K and V.
+    ///
+    /// Fails before it allocates if weights and storage cannot fit the GPU's free memory.
+    pub fn new(spec: &ModelSpec, weights: &Weights, gpu: &Gpu, kv: KvLayout) -> Result<Self> {
+        ensure!(
+            kv.block_size > 0 && kv.block_size.is_multiple_of(BLOCK_STEP),
+            "blocks of {} tokens are not possible on a GPU, only multiples of {BLOCK_STEP}",
+            kv.block_size
+        );
+        let num_slots = kv.num_slots()?;
+        let kv_bytes = kv_bytes_per_token(spec, kv.kv_type)?.saturating_mul(num_slots as u64);
+        let parameters: u64 = weights.tensors().map(StoredTensor::num_elements).sum();
+        let weight_bytes = parameters.saturating_mul(size_of::<u16>() as u64);
+        memory::ensure_free(gpu.free_bytes(), weight_bytes, kv_bytes)?;
+        let element = match weights.token_embedding.dtype {
+            GgmlDType::BF16 => Element::Bf16,
+            _ => Element::F16,
+        };
+        let loader = Loader { gpu, element, spec };
+        let matrix = |stored: &Option<StoredTensor>| {
+            let matrix = stored.as_ref().map(|stored| loader.matrix(stored));
+            matrix.transpose()
+        };
+        let inverse_frequencies = match &spec.positions {
+            Positions::Rope(rope) => Some(gpu.upload(&rope.inverse_frequencies)?),
+            Positions::Learned => None,
+        };
+        Ok(Self {
+            kernels: Kernels::new(gpu, element, spec.head_dim)?,
+            token_embedding: loader.matrix(&weights.token_embedding)?,
+            position_embedding: matrix(&weights.position_embedding)?,
+            layers: weights
+                .layers
+                .iter()
+                .map(|layer| loader.layer(layer))
+                .collect::<Result<_>>()?,
+            final_norm: loader.norm(&weights.final_norm)?,
+            head: matrix(&weights.head)?,
+            inverse_frequencies,
+            heads: Heads {
+                num_heads: spec.num_heads as u32,
+                num_kv_heads: spec.num_kv_heads as u32,
+                head_dim: spec.head_dim as u32,
+                stride: stride(spec) as u32,
+                num_slots: num_slots as u32,
+            },
+            block_size: kv.block_size,
+            kv: gpu.zeros(2 * slot_elements(spec) * num_slots)?,
+            sender: Sender::new(gpu)?,
+            scratch: Scratch::new(gpu)?,
+            logits: Logits {
+                values: Vec::new(),
+                vocab_size: spec.vocab_size,
+            },
+            spec: spec.clone(),
+            gpu: gpu.clone(),
+        })
+    }
+
+    /// Bytes of the weights.
+    pub fn weight_bytes(&self) -> u64 {
+        let tables = [&self.position_embedding, &self.head].into_iter().flatten();
+        let linears = self.layers.iter().flat_map(Layer::linears);
+        let matrices = linears.map(|linear| &linear.matrix);
+        let matrices = tables.chain([&self.token_embedding]).chain(matrices);
+        matrices.map(|it| it.values.num_bytes() as u64).sum()
+    }
+
+    fn copy_blocks(&self, batch: &RaggedBatch) -> Result<()> {
+        let stride = self.heads.stride as usize;
+        let pool_elements = self.heads.num_slots as usize * stride;
+        let num_pools = 2 * self.spec.num_layers * self.spec.num_kv_heads;
+        for copy in &batch.copies {
+            let first = |block: u32| block as usize * self.block_size * stride;
+            let num_elements = copy.num_tokens as usize * stride;
+            let places = (first(copy.from_block), first(copy.to_block), num_elements);
+            let pools = (self.kv.address(), num_pools, pool_elements);
+            // SAFETY: the caller of `Runner::forward` guarantees blocks inside the storage.
+            unsafe { self.kernels.copy_slots(pools, places) }?;
+        }
+        Ok(())
+    }
+
+    /// K and V of a layer.
+    fn pools(&self, layer: usize) -> (Address, Address) {
+        let heads = &self.heads;
+        let elements =
+            heads.num_kv_heads as usize * heads.num_slots as usize * heads.stride as usize;
+        let pool = |index: usize| self.kv.address_of(index * elements);
+        (pool(2 * layer), pool(2 * layer + 1))
+    }
+
+    /// Queues a step; the logits are then on the GPU.
+    fn run(&mut self, batch: &RaggedBatch) -> Result<()> {
+        let rows = batch.num_tokens();
+        self.scratch
+            .reserve(&self.gpu, &self.spec, &self.heads, batch)?;
+        let sharing = self.spec.num_heads / self.spec.num_kv_heads;
+        let inputs = self.sender.send(&self.gpu, batch, sharing)?;
+        let shape = (rows, self.spec.hidden_size);
+        let x = self.scratch.x.address();
+        let table = self.position_embedding.as_ref();
+        let table = table.map_or(0, |table| table.values.address());
+        let tokens = (self.token_embedding.values.address(), inputs.token_ids);
+        // SAFETY: `scratch` has room for the step; ids and positions were checked.
+        unsafe {
+            self.kernels
+                .embed(shape, tokens, (table, inputs.positions), x)
+        }?;
+        // The bias that `x` still lacks.
+        let mut pending = 0;
+        for index in 0..self.layers.len() {
+            self.attend(index, rows, pending, &inputs)?;
+            pending = address(&self.layers[index].output.bias);
+            self.mlp(index, rows, pending)?;
+            pending = address(&self.layers[index].down.bias);
+        }
+        let rows = batch.logit_rows.len();
+        if rows > 0 {
+            self.normalise(&self.final_norm, rows, (x, pending, inputs.logit_rows))?;
+            let head = self.head.as_ref().unwrap_or(&self.token_embedding);
+            let to = Product::Floats(self.scratch.logits.address());
+            self.product(rows, &self.scratch.normed, head, to)?;
+        }
+        Ok(())
+    }
+
+    /// Adds what attention adds to the residual stream.
+    fn attend(&self, index: usize, rows: usize, pending: Address, inputs: &Inputs) -> Result<()> {
+        let (layer, scratch) = (&self.layers[index], &self.scratch);
+        let x = scratch.x.address();
+        self.normalise(&layer.attention_norm, rows, (x, pending, 0))?;
+        let qkv = scratch.qkv.address();
+        let to = Product::Elements(qkv);
+        self.product(rows, &scratch.normed, &layer.qkv.matrix, to)?;
+        let (k_pool, v_pool) = self.pools(index);
+        let q_k_v = (scratch.q.address(), k_pool, v_pool);
+        let frequencies = address(&self.inverse_frequencies);
+        let step = StepTables {
+            q_start: inputs.q_start,
+            positions: inputs.positions,
+            block_tables: inputs.block_tables,
+            block_table_start: inputs.block_table_start,
+            units: inputs.units,
+            block_size: self.block_size as u32,
+            window: self
+                .spec
+                .sliding_window
+                .map_or(u32::MAX, |window| window as u32),
+        };
+        let attended = scratch.attended.address();
+        // SAFETY: `scratch` has room for the step. The caller of `Runner::forward` guarantees slots and
+        // blocks inside the storage, and tables that cover their sequences.
+        unsafe {
+            self.kernels.write_qkv(
+                rows,
+                (qkv, address(&layer.qkv.bias)),
+                (
+                    address(&layer.q_norm),
+                    address(&layer.k_norm),
+                    layer.attention_norm.eps,
+                ),
+                (inputs.positions, inputs.slots, frequencies),
+                q_k_v,
+                self.heads,
+            )?;
+            self.kernels
+                .attend(inputs.num_units, q_k_v, step, attended, self.heads)?;
+        }
+        self.product(
+            rows,
+            &scratch.attended,
+            &layer.output.matrix,
+            Product::Added(x),
+        )
+    }
+
+    /// Adds what the MLP adds to the residual stream.
+    fn mlp(&self, index: usize, rows: usize, pending: Address) -> Result<()> {
+        let (layer, scratch) = (&self.layers[index], &self.scratch);
+        let x = scratch.x.address();
+        self.normalise(&layer.mlp_norm, rows, (x, pending, 0))?;
+        let up = scratch.up.address();
+        self.product(
+            rows,
+            &scratch.normed,
+            &layer.up.matrix,
+            Product::Elements(up),
+        )?;
+        let (activation, is_gated) = match self.spec.mlp {
+            Mlp::Plain(activation) => (activation, false),
+            Mlp::Gated(activation) => (activation, true),
+        };
+        // As in `kernels.cu`.
+        let activation = match activation {
+            Activation::Silu => 0,
+            Activation::Gelu => 1,
+            Activation::GeluTanh => 2,
+        };
+        let shape = (rows, self.spec.intermediate_size);
+        let up = (up, address(&layer.up.bias));
+        let inner = scratch.inner.address();
+        // SAFETY: `scratch` has room for the step.
+        unsafe {
+            self.kernels
+                .mlp_inner(shape, up, (activation, is_gated), inner)
+        }?;
+        self.product(rows, &scratch.inner, &layer.down.matrix, Product::Added(x))
+    }
+
+    fn product(&self, rows: usize, x: &Buffer<u16>, matrix: &Matrix, to: Product) -> Result<()> {
+        // SAFETY: `scratch`, where x and the product are, has room for the step.
+        unsafe { self.kernels.product(rows, x.address(), matrix, to) }
+    }
+
+    /// Normalises rows of the residual stream: x, the bias that it lacks, and which rows.
+    fn normalise(
+        &self,
+        norm: &Norm,
+        rows: usize,
+        x_pending_rows: (Address, Address, Address),
+    ) -> Result<()> {
+        let shape = (rows, self.spec.hidden_size);
+        let weights = (
+            norm.weight.address(),
+            address(&norm.bias),
+            norm.eps,
+            norm.is_layer_norm,
+        );
+        let normed = self.scratch.normed.address();
+        // SAFETY: `scratch` has room for the step, and wanted rows are rows of it.
+        unsafe {
+            self.kernels
+                .normalise(shape, x_pending_rows, weights, normed)
+        }
+    }
+
+    /// Ids and positions index tables on the GPU, where nothing else would stop them.
+    fn check(&self, batch: &RaggedBatch) -> Result<()> {
+        let ensure_below = |values: &[u32], limit: usize, what: &str| {
+            let outside = values.iter().find(|&&value| value as usize >= limit);
+            match outside {
+                None => Ok(()),
+                Some(value) => bail!("{what} {value} lies outside a table of {limit} vectors"),
+            }
+        };
+        ensure_below(&batch.token_ids, self.token_embedding.out_features, "token")?;
+        match &self.position_embedding {
+            None => Ok(()),
+            Some(table) => ensure_below(&batch.positions, table.out_features, "position"),
+        }
+    }
+}
+
+impl Runner for CudaRunner {
+    fn forward(&mut self, batch: &RaggedBatch) -> Result<&Logits> {
+        self.check(batch)?;
+        self.copy_blocks(batch)?;
+        let len = batch.logit_rows.len() * self.spec.vocab_size;
+        self.logits.values.resize(len, 0.0);
+        if batch.num_tokens() > 0 {
+            self.run(batch)?;
+            self.gpu
+                .download(&self.scratch.logits, &mut self.logits.values)?;
+        }
+        Ok(&self.logits)
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.spec.vocab_size
+    }
+}
+
+impl Layer {
+    fn linears(&self) -> [&Linear; 4] {
+        [&self.qkv, &self.output, &self.up, &self.down]
+    }
+}
+
+impl Scratch {
+    fn new(gpu: &Gpu) -> Result<Self> {
+        let elements = || gpu.zeros(1);
+        Ok(Self {
+            x: gpu.zeros(1)?,
+            normed: elements()?,
+            qkv: elements()?,
+            q: elements()?,
+            attended: elements()?,
+            up: elements()?,
+            inner: elements()?,
+            logits: gpu.zeros(1)?,
+        })
+    }
+
+    /// Makes room for a step.
+    fn reserve(
+        &mut self,
+        gpu: &Gpu,
+        spec: &ModelSpec,
+        heads: &Heads,
+        batch: &RaggedBatch,
+    ) -> Result<()> {
+        let rows = batch.num_tokens();
+        let up_features = match spec.mlp {
+            Mlp::Plain(_) => spec.intermediate_size,
+            Mlp::Gated(_) => 2 * spec.intermediate_size,
+        };
+        self.x.reserve(gpu, rows * spec.hidden_size)?;
+        for (buffer, width) in [
+            (&mut self.normed, spec.hidden_size),
+            (&mut self.qkv, spec.qkv_features()),
+            (&mut self.q, spec.num_heads * heads.stride as usize),
+            (&mut self.attended, spec.num_heads * spec.head_dim),
+            (&mut self.up, up_features),
+            (&mut self.inner, spec.intermediate_size),
+        ] {
+            buffer.reserve(gpu, rows * width)?;
+        }
+        self.logits
+            .reserve(gpu, batch.logit_rows.len() * spec.vocab_size)
+    }
+}
