@@ -2,8 +2,8 @@
 //!
 //! Weights, activations, K and V have 16 bits, bf16 where the file's are bf16 and f16 otherwise; the
 //! residual stream has 32. A layer is nine launches: norm, QKV, heads (bias, rotation, K and V to their
-//! slots), attention over the blocks where they lie, output, norm, up, activation, down. The output and
-//! down products add to the residual stream themselves, and their biases wait for the next norm. A row's
+//! slots), attention over the blocks where they lie, output, norm, up, activation, down; a decode step is
+//! recorded when its shape is met again, and then queued at once. The output and down products add to the residual stream themselves, and their biases wait for the next norm. A row's
 //! logits are the same in every batch but for rounding: cuBLAS chooses its order of sums by the shapes.
 
 #![allow(unsafe_code)]
@@ -12,11 +12,15 @@ mod gpu;
 mod inputs;
 mod layer;
 
+use std::collections::HashMap;
+
 use anyhow::{Result, bail, ensure};
 use candle_core::quantized::GgmlDType;
 
 pub use self::gpu::Gpu;
-use self::gpu::{Address, Buffer, Element, Heads, Kernels, Matrix, Product, StepTables};
+use self::gpu::{
+    Address, Buffer, Element, Heads, Kernels, Matrix, Pinned, Product, Recording, StepTables,
+};
 use self::inputs::{Inputs, Sender};
 use self::layer::{Layer, Linear, Loader, Norm, address};
 use super::{KvLayout, Logits, RaggedBatch, Runner, memory};
@@ -27,6 +31,8 @@ use crate::model::{Activation, Mlp, ModelSpec, Positions, StoredTensor, Weights}
 const STRIDE_STEP: usize = 8;
 /// Attention looks up so many positions at once, so that blocks are whole multiples.
 const BLOCK_STEP: usize = 16;
+/// Decode steps that are kept recorded.
+const MAX_RECORDINGS: usize = 256;
 
 /// A model, its KV storage and the buffers of a step.
 #[derive(Debug)]
@@ -47,7 +53,21 @@ pub struct CudaRunner {
     kv: Buffer<u16>,
     sender: Sender,
     scratch: Scratch,
+    /// Decode steps by their shapes; `None` where one has run once.
+    recordings: HashMap<Shape, Option<Recording>>,
+    /// The memory of `logits`; before it, to be dropped first.
+    pinned: Option<Pinned>,
     logits: Logits,
+}
+
+/// All that launches of a step depend on, beside where its parts lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Shape {
+    num_rows: usize,
+    num_logit_rows: usize,
+    num_units: usize,
+    /// Of each unit's context.
+    num_parts: usize,
 }
 
 /// What a step fills, layer after layer.
@@ -61,6 +81,7 @@ struct Scratch {
     attended: Buffer<u16>, // (rows, num_heads * head_dim)
     up: Buffer<u16>,       // (rows, up_features)
     inner: Buffer<u16>,    // (rows, intermediate_size)
+    parts: Buffer<f32>,    // see Kernels::attend
     logits: Buffer<f32>,   // (logit_rows, vocab_size)
 }
 
@@ -114,15 +135,11 @@ impl CudaRunner {
             Positions::Rope(rope) => Some(gpu.upload(&rope.inverse_frequencies)?),
             Positions::Learned => None,
         };
-        Ok(Self {
+        let mut runner = Self {
             kernels: Kernels::new(gpu, element, spec.head_dim)?,
             token_embedding: loader.matrix(&weights.token_embedding)?,
             position_embedding: matrix(&weights.position_embedding)?,
-            layers: weights
-                .layers
-                .iter()
-                .map(|layer| loader.layer(layer))
-                .collect::<Result<_>>()?,
+            layers: loader.layers(&weights.layers)?,
             final_norm: loader.norm(&weights.final_norm)?,
             head: matrix(&weights.head)?,
             inverse_frequencies,
@@ -137,13 +154,38 @@ impl CudaRunner {
             kv: gpu.zeros(2 * slot_elements(spec) * num_slots)?,
             sender: Sender::new(gpu)?,
             scratch: Scratch::new(gpu)?,
+            recordings: HashMap::new(),
+            pinned: None,
             logits: Logits {
                 values: Vec::new(),
                 vocab_size: spec.vocab_size,
             },
             spec: spec.clone(),
             gpu: gpu.clone(),
-        })
+        };
+        runner.warm_up(&kv)?;
+        Ok(runner)
+    }
+
+    /// Runs short prompts, so that the first request does not wait for what NVIDIA's libraries load when
+    /// they are first called. What it leaves in the storage is of no sequence.
+    fn warm_up(&mut self, kv: &KvLayout) -> Result<()> {
+        let most = self.spec.max_positions.min(kv.num_blocks * kv.block_size);
+        for num_tokens in [1, 16, 256].map(|num_tokens: usize| num_tokens.min(most) as u32) {
+            let num_blocks = num_tokens.div_ceil(kv.block_size as u32);
+            self.forward(&RaggedBatch {
+                copies: Vec::new(),
+                token_ids: vec![0; num_tokens as usize],
+                positions: (0..num_tokens).collect(),
+                slots: (0..num_tokens).collect(),
+                q_start: vec![0, num_tokens],
+                seq_lens: vec![num_tokens],
+                block_tables: (0..num_blocks).collect(),
+                block_table_start: vec![0, num_blocks],
+                logit_rows: vec![num_tokens - 1],
+            })?;
+        }
+        Ok(())
     }
 
     /// Bytes of the weights.
@@ -181,30 +223,75 @@ impl CudaRunner {
 
     /// Queues a step; the logits are then on the GPU.
     fn run(&mut self, batch: &RaggedBatch) -> Result<()> {
-        let rows = batch.num_tokens();
-        self.scratch
-            .reserve(&self.gpu, &self.spec, &self.heads, batch)?;
         let sharing = self.spec.num_heads / self.spec.num_kv_heads;
         let inputs = self.sender.send(&self.gpu, batch, sharing)?;
-        let shape = (rows, self.spec.hidden_size);
+        let longest_context = batch.seq_lens.iter().max().copied().unwrap_or(0);
+        let num_kv_heads = self.spec.num_kv_heads;
+        let shape = Shape {
+            num_rows: batch.num_tokens(),
+            num_logit_rows: batch.logit_rows.len(),
+            num_units: inputs.num_units,
+            num_parts: self.kernels.num_parts(
+                inputs.num_units,
+                num_kv_heads,
+                longest_context as usize,
+            ),
+        };
+        let parts_len = self
+            .kernels
+            .parts_len(shape.num_units, num_kv_heads, shape.num_parts);
+        let scratch = &mut self.scratch;
+        let has_moved = scratch.reserve(&self.gpu, &self.spec, &self.heads, (shape, parts_len))?;
+        if has_moved || inputs.has_moved {
+            self.recordings.clear();
+        }
+        let is_decode = batch.num_tokens() == batch.num_sequences();
+        if !is_decode {
+            return self.queue(shape, &inputs);
+        }
+        match self.recordings.get(&shape) {
+            // The first time it runs as it is: what cuBLAS loads then, it could not load while it is
+            // recorded.
+            None => {
+                if self.recordings.len() >= MAX_RECORDINGS {
+                    self.recordings.clear();
+                }
+                self.recordings.insert(shape, None);
+                self.queue(shape, &inputs)
+            }
+            Some(None) => {
+                let recording = self.gpu.record(|| self.queue(shape, &inputs))?;
+                self.gpu.replay(&recording)?;
+                self.recordings.insert(shape, Some(recording));
+                Ok(())
+            }
+            Some(Some(recording)) => self.gpu.replay(recording),
+        }
+    }
+
+    /// Queues the launches of a step.
+    fn queue(&self, shape: Shape, inputs: &Inputs) -> Result<()> {
+        let rows = shape.num_rows;
         let x = self.scratch.x.address();
         let table = self.position_embedding.as_ref();
         let table = table.map_or(0, |table| table.values.address());
         let tokens = (self.token_embedding.values.address(), inputs.token_ids);
+        let positions = (table, inputs.positions);
+        let hidden_size = self.spec.hidden_size;
         // SAFETY: `scratch` has room for the step; ids and positions were checked.
         unsafe {
             self.kernels
-                .embed(shape, tokens, (table, inputs.positions), x)
+                .embed((rows, hidden_size), tokens, positions, x)
         }?;
         // The bias that `x` still lacks.
         let mut pending = 0;
         for index in 0..self.layers.len() {
-            self.attend(index, rows, pending, &inputs)?;
+            self.attend(index, shape, pending, inputs)?;
             pending = address(&self.layers[index].output.bias);
             self.mlp(index, rows, pending)?;
             pending = address(&self.layers[index].down.bias);
         }
-        let rows = batch.logit_rows.len();
+        let rows = shape.num_logit_rows;
         if rows > 0 {
             self.normalise(&self.final_norm, rows, (x, pending, inputs.logit_rows))?;
             let head = self.head.as_ref().unwrap_or(&self.token_embedding);
@@ -215,7 +302,8 @@ impl CudaRunner {
     }
 
     /// Adds what attention adds to the residual stream.
-    fn attend(&self, index: usize, rows: usize, pending: Address, inputs: &Inputs) -> Result<()> {
+    fn attend(&self, index: usize, shape: Shape, pending: Address, inputs: &Inputs) -> Result<()> {
+        let rows = shape.num_rows;
         let (layer, scratch) = (&self.layers[index], &self.scratch);
         let x = scratch.x.address();
         self.normalise(&layer.attention_norm, rows, (x, pending, 0))?;
@@ -253,8 +341,9 @@ impl CudaRunner {
                 q_k_v,
                 self.heads,
             )?;
-            self.kernels
-                .attend(inputs.num_units, q_k_v, step, attended, self.heads)?;
+            let units = (shape.num_units, shape.num_parts);
+            let out = (attended, scratch.parts.address());
+            self.kernels.attend(units, q_k_v, step, out, self.heads)?;
         }
         self.product(
             rows,
@@ -324,6 +413,17 @@ impl CudaRunner {
         }
     }
 
+    fn resize_logits(&mut self, len: usize) {
+        let values = &mut self.logits.values;
+        if values.capacity() < len {
+            self.pinned = None;
+            *values = Vec::with_capacity(len.next_power_of_two());
+            // SAFETY: it is dropped here and with `self`, each time before the vector.
+            self.pinned = unsafe { self.gpu.pin(values) };
+        }
+        values.resize(len, 0.0);
+    }
+
     /// Ids and positions index tables on the GPU, where nothing else would stop them.
     fn check(&self, batch: &RaggedBatch) -> Result<()> {
         let ensure_below = |values: &[u32], limit: usize, what: &str| {
@@ -345,8 +445,7 @@ impl Runner for CudaRunner {
     fn forward(&mut self, batch: &RaggedBatch) -> Result<&Logits> {
         self.check(batch)?;
         self.copy_blocks(batch)?;
-        let len = batch.logit_rows.len() * self.spec.vocab_size;
-        self.logits.values.resize(len, 0.0);
+        self.resize_logits(batch.logit_rows.len() * self.spec.vocab_size);
         if batch.num_tokens() > 0 {
             self.run(batch)?;
             self.gpu
@@ -377,24 +476,32 @@ impl Scratch {
             attended: elements()?,
             up: elements()?,
             inner: elements()?,
+            parts: gpu.zeros(1)?,
             logits: gpu.zeros(1)?,
         })
     }
 
-    /// Makes room for a step.
+    /// Makes room for a step; whether anything has moved.
     fn reserve(
         &mut self,
         gpu: &Gpu,
         spec: &ModelSpec,
         heads: &Heads,
-        batch: &RaggedBatch,
-    ) -> Result<()> {
-        let rows = batch.num_tokens();
+        (shape, parts_len): (Shape, usize),
+    ) -> Result<bool> {
+        let rows = shape.num_rows;
         let up_features = match spec.mlp {
             Mlp::Plain(_) => spec.intermediate_size,
             Mlp::Gated(_) => 2 * spec.intermediate_size,
         };
-        self.x.reserve(gpu, rows * spec.hidden_size)?;
+        let mut has_moved = false;
+        for (buffer, len) in [
+            (&mut self.x, rows * spec.hidden_size),
+            (&mut self.parts, parts_len),
+            (&mut self.logits, shape.num_logit_rows * spec.vocab_size),
+        ] {
+            has_moved |= buffer.reserve(gpu, len)?;
+        }
         for (buffer, width) in [
             (&mut self.normed, spec.hidden_size),
             (&mut self.qkv, spec.qkv_features()),
@@ -403,9 +510,8 @@ impl Scratch {
             (&mut self.up, up_features),
             (&mut self.inner, spec.intermediate_size),
         ] {
-            buffer.reserve(gpu, rows * width)?;
+            has_moved |= buffer.reserve(gpu, rows * width)?;
         }
-        self.logits
-            .reserve(gpu, batch.logit_rows.len() * spec.vocab_size)
+        Ok(has_moved)
     }
 }

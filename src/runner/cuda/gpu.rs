@@ -4,6 +4,7 @@
 //! are none. All work is queued on one stream, in order; only [`Gpu::download`] waits for it.
 
 use std::ffi::c_void;
+use std::fmt;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -11,8 +12,9 @@ use cudarc::cublas::sys::{
     cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType_t,
 };
 use cudarc::cublas::{self, CudaBlas};
+use cudarc::driver::sys::{CUdevice_attribute, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{
-    self, CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr as _, DeviceRepr,
+    self, CudaContext, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr as _, DeviceRepr,
     LaunchConfig, PushKernelArg as _, ValidAsZeroBits,
 };
 use cudarc::nvrtc::{self, CompileOptions, Ptx};
@@ -20,6 +22,10 @@ use cudarc::nvrtc::{self, CompileOptions, Ptx};
 const SOURCE: &str = include_str!("kernels.cu");
 /// Threads of a block, for kernels that leave the choice.
 const THREADS: usize = 256;
+/// Positions that a warp of `attend` takes at once, as in `kernels.cu`.
+const RUN: usize = 32;
+/// What NVIDIA recommends for its GPUs since Hopper.
+const WORKSPACE_BYTES: usize = 32 << 20;
 /// The first GPUs that multiply bf16.
 const MIN_COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
 
@@ -109,9 +115,10 @@ impl Gpu {
             "this GPU has compute capability {major}.{minor}, and 8.0 is needed: Ampere or later; set \
              DEVICE=cpu"
         );
-        Ok(Self {
-            stream: context.default_stream(),
-        })
+        // SAFETY: there is one stream, whose order is all the synchronisation that memory needs.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream()?;
+        Ok(Self { stream })
     }
 
     /// Whether this machine has a driver for NVIDIA GPUs.
@@ -128,6 +135,11 @@ impl Gpu {
     pub fn free_bytes(&self) -> Option<u64> {
         let (free, _) = self.stream.context().mem_get_info().ok()?;
         Some(free as u64)
+    }
+
+    fn num_multiprocessors(&self) -> Result<usize> {
+        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        Ok(self.stream.context().attribute(attribute)? as usize)
     }
 
     /// Memory of `len` zeros.
@@ -155,11 +167,99 @@ impl Gpu {
         Ok(self.stream.memcpy_htod(values, &mut to.slice)?)
     }
 
+    /// Copies bytes into a buffer, from its byte `first` on.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub(super) fn write_bytes<T>(
+        &self,
+        bytes: &[u8],
+        to: &mut Buffer<T>,
+        first: usize,
+    ) -> Result<()> {
+        let num_bytes = to.slice.num_bytes();
+        // SAFETY: every pattern of bits is a value of the numbers that buffers have.
+        let all = unsafe { to.slice.transmute_mut::<u8>(num_bytes) };
+        let mut all = all.expect("bug: as many bytes as it has");
+        let mut part = all.slice_mut(first..first + bytes.len());
+        Ok(self.stream.memcpy_htod(bytes, &mut part)?)
+    }
+
     /// Waits for all that is queued, and copies the start of a buffer, which is as long or longer.
     pub(super) fn download<T: DeviceRepr>(&self, from: &Buffer<T>, to: &mut [T]) -> Result<()> {
         let part = from.slice.slice(..to.len());
         self.stream.memcpy_dtoh(&part, to)?;
         Ok(self.stream.synchronize()?)
+    }
+}
+
+/// A step that was recorded, to be queued again as a whole: it reads what lies where its inputs lay.
+pub(super) struct Recording(CudaGraph);
+
+// SAFETY: its handles are of no thread, and whoever has it is the only one to use it.
+unsafe impl Send for Recording {}
+
+impl fmt::Debug for Recording {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Recording").finish()
+    }
+}
+
+impl Gpu {
+    /// Records what `queue` would queue.
+    pub(super) fn record(&self, queue: impl FnOnce() -> Result<()>) -> Result<Recording> {
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode)?;
+        let queued = queue();
+        // Also after an error, so that the stream is of use again.
+        let recorded = self.stream.end_capture(CUgraphInstantiate_flags(0));
+        queued?;
+        let graph = recorded.context("a step was not recorded")?;
+        graph
+            .map(Recording)
+            .context("a step of nothing was recorded")
+    }
+
+    /// Queues a recorded step.
+    pub(super) fn replay(&self, recording: &Recording) -> Result<()> {
+        Ok(recording.0.launch()?)
+    }
+}
+
+/// Host memory that a GPU reads and writes by itself, at the full speed of its bus.
+#[derive(Debug)]
+pub(super) struct Pinned {
+    stream: Arc<CudaStream>,
+    address: usize,
+}
+
+impl Gpu {
+    /// Pins the memory of a vector, up to its capacity; `None` if the system allows no more.
+    ///
+    /// # Safety
+    /// What is returned must be dropped before the vector's memory is.
+    pub(super) unsafe fn pin<T>(&self, values: &Vec<T>) -> Option<Pinned> {
+        let (address, num_bytes) = (values.as_ptr(), values.capacity() * size_of::<T>());
+        self.stream.context().bind_to_thread().ok()?;
+        // SAFETY: the memory is the vector's, and stays until it is unpinned, as the caller says.
+        let result = unsafe {
+            driver::sys::cuMemHostRegister_v2(address as *mut c_void, num_bytes, 0).result()
+        };
+        result.ok().map(|()| Pinned {
+            stream: self.stream.clone(),
+            address: address as usize,
+        })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: it was pinned, and its memory is still there, as whoever pinned it said. An error is
+        // one of the driver's, which every later call will meet.
+        unsafe {
+            let _ = self.stream.context().bind_to_thread();
+            let _ = driver::sys::cuMemHostUnregister(self.address as *mut c_void);
+        }
     }
 }
 
@@ -177,12 +277,13 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
         self.slice.num_bytes()
     }
 
-    /// Makes it at least so long; what it held is lost if it grows.
-    pub fn reserve(&mut self, gpu: &Gpu, len: usize) -> Result<()> {
-        if self.slice.len() < len {
+    /// Makes it at least so long; whether it grew, and what it held is lost.
+    pub fn reserve(&mut self, gpu: &Gpu, len: usize) -> Result<bool> {
+        let grows = self.slice.len() < len;
+        if grows {
             *self = gpu.zeros(len.next_power_of_two())?;
         }
-        Ok(())
+        Ok(grows)
     }
 }
 
@@ -191,13 +292,19 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
 pub(super) struct Kernels {
     stream: Arc<CudaStream>,
     blas: CudaBlas,
+    /// What cuBLAS works in: its own it could not allocate while a step is recorded.
+    _workspace: Buffer<u32>,
     element: Element,
-    /// Threads of a block of `attend`.
-    attend_threads: usize,
+    num_multiprocessors: usize,
+    /// Of a block of `attend`.
+    attend_warps: usize,
+    /// f32 values of a part of `attend`.
+    part_len: usize,
     embed: CudaFunction,
     normalise: CudaFunction,
     write_qkv: CudaFunction,
     attend: CudaFunction,
+    merge_parts: CudaFunction,
     mlp_inner: CudaFunction,
     copy_slots: CudaFunction,
 }
@@ -221,19 +328,18 @@ pub(super) enum Product {
     Added(Address),
 }
 
-/// Launches `$function` of a grid (x, y) with blocks of so many threads and the arguments that follow.
+/// Launches `$function` of a grid (x, y, z) with blocks of so many threads and the arguments that follow.
 macro_rules! launch {
     ($kernels:expr, $function:ident, $grid:expr, $threads:expr, $($argument:expr),+ $(,)?) => {{
-        let (x, y) = $grid;
+        let (x, y, z) = $grid;
         let mut launch = $kernels.stream.launch_builder(&$kernels.$function);
         $( let argument = $argument; launch.arg(&argument); )+
         let config = LaunchConfig {
-            grid_dim: (x as u32, y as u32, 1),
+            grid_dim: (x as u32, y as u32, z as u32),
             block_dim: ($threads as u32, 1, 1),
             shared_mem_bytes: 0,
         };
-        launch.launch(config).context(stringify!($function))?;
-        Ok(())
+        launch.launch(config).context(stringify!($function)).map(drop)
     }};
 }
 
@@ -254,14 +360,26 @@ impl Kernels {
             .load_module(ptx)
             .context("the driver takes no kernels of this NVRTC; is it older than NVRTC?")?;
         let function = |name| module.load_function(name);
+        let blas = CudaBlas::new(gpu.stream.clone()).context("cuBLAS does not start")?;
+        let workspace = gpu.zeros(WORKSPACE_BYTES / size_of::<u32>())?;
+        // SAFETY: the workspace is kept as long as the handle.
+        unsafe {
+            let address = workspace.address() as *mut c_void;
+            cublas::sys::cublasSetWorkspace_v2(*blas.handle(), address, WORKSPACE_BYTES)
+                .result()?;
+        }
         Ok(Self {
-            blas: CudaBlas::new(gpu.stream.clone()).context("cuBLAS does not start")?,
+            blas,
+            _workspace: workspace,
             element,
-            attend_threads: 32 * warps(head_dim),
+            num_multiprocessors: gpu.num_multiprocessors()?,
+            attend_warps: warps(head_dim),
+            part_len: 32 * (32 * groups(head_dim) + 4),
             embed: function("embed")?,
             normalise: function("normalise")?,
             write_qkv: function("write_qkv")?,
             attend: function("attend")?,
+            merge_parts: function("merge_parts")?,
             mlp_inner: function("mlp_inner")?,
             copy_slots: function("copy_slots")?,
             stream: gpu.stream.clone(),
@@ -335,7 +453,7 @@ impl Kernels {
             launch!(
                 self,
                 embed,
-                (rows, 1),
+                (rows, 1, 1),
                 THREADS,
                 tokens,
                 positions_table,
@@ -363,7 +481,7 @@ impl Kernels {
             launch!(
                 self,
                 normalise,
-                (rows, 1),
+                (rows, 1, 1),
                 THREADS,
                 x,
                 pending,
@@ -397,7 +515,7 @@ impl Kernels {
             launch!(
                 self,
                 write_qkv,
-                (rows, all_heads.div_ceil(THREADS / 32)),
+                (rows, all_heads.div_ceil(THREADS / 32), 1),
                 THREADS,
                 qkv,
                 bias,
@@ -415,16 +533,40 @@ impl Kernels {
         }
     }
 
-    /// Attention of all rows, unit by unit.
+    /// Into how many parts the contexts of units are best cut: as few as keep the GPU busy.
+    pub fn num_parts(
+        &self,
+        num_units: usize,
+        num_kv_heads: usize,
+        longest_context: usize,
+    ) -> usize {
+        let runs_of_warp = longest_context.div_ceil(RUN).div_ceil(self.attend_warps);
+        if runs_of_warp <= 2 {
+            return 1;
+        }
+        let room = 2 * self.num_multiprocessors / (num_units * num_kv_heads).max(1);
+        // A power of 2, so that steps are alike.
+        1 << runs_of_warp.min(room).max(1).ilog2()
+    }
+
+    /// f32 values of all parts.
+    pub fn parts_len(&self, num_units: usize, num_kv_heads: usize, num_parts: usize) -> usize {
+        match num_parts {
+            1 => 0,
+            _ => num_units * num_kv_heads * num_parts * self.part_len,
+        }
+    }
+
+    /// Attention of all rows, unit by unit, each in parts.
     ///
     /// # Safety
     /// All addresses are of as much as the units need, and the tables' blocks lie inside the pools.
     pub unsafe fn attend(
         &self,
-        num_units: usize,
+        (num_units, num_parts): (usize, usize),
         (q, k_pool, v_pool): (Address, Address, Address),
         step: StepTables,
-        out: Address,
+        (out, parts): (Address, Address),
         heads: Heads,
     ) -> Result<()> {
         // Scores are to the base 2, whose exponential is the GPU's own.
@@ -434,15 +576,33 @@ impl Kernels {
             launch!(
                 self,
                 attend,
-                (num_units, heads.num_kv_heads),
-                self.attend_threads,
+                (num_units, heads.num_kv_heads, num_parts),
+                32 * self.attend_warps,
                 q,
                 k_pool,
                 v_pool,
                 step,
                 out,
+                parts,
                 heads,
                 scale,
+            )?;
+        }
+        if num_parts == 1 {
+            return Ok(());
+        }
+        // SAFETY: as the caller says.
+        unsafe {
+            launch!(
+                self,
+                merge_parts,
+                (num_units, heads.num_kv_heads, 1),
+                32,
+                parts,
+                num_parts as u32,
+                step,
+                out,
+                heads,
             )
         }
     }
@@ -463,7 +623,7 @@ impl Kernels {
             launch!(
                 self,
                 mlp_inner,
-                (rows, width.div_ceil(THREADS)),
+                (rows, width.div_ceil(THREADS), 1),
                 THREADS,
                 up,
                 bias,
@@ -489,7 +649,7 @@ impl Kernels {
             launch!(
                 self,
                 copy_slots,
-                (num_pools, 1),
+                (num_pools, 1, 1),
                 THREADS,
                 pools,
                 pool_elements,

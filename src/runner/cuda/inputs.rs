@@ -21,6 +21,8 @@ pub(super) struct Inputs {
     /// Sequence and first query row of each unit. (num_units, 2)
     pub units: Address,
     pub num_units: usize,
+    /// Whether they lie elsewhere than those of the step before.
+    pub has_moved: bool,
 }
 
 /// Sends steps to the GPU; keeps its memory from one to the next.
@@ -45,7 +47,6 @@ impl Sender {
             &batch.positions,
             &batch.slots,
             &batch.q_start,
-            &batch.block_tables,
             &batch.block_table_start,
             &batch.logit_rows,
         ];
@@ -62,14 +63,17 @@ impl Sender {
                 self.values.extend([sequence as u32, first]);
             }
         }
-        self.buffer.reserve(gpu, self.values.len())?;
+        let block_tables = self.values.len();
+        let num_units = (block_tables - units) / 2;
+        // Last, so that the rest lies at the same places in steps of the same shape.
+        self.values.extend_from_slice(&batch.block_tables);
+        let has_moved = self.buffer.reserve(gpu, self.values.len())?;
         gpu.write(&self.values, &mut self.buffer)?;
         let [
             token_ids,
             positions,
             slots,
             q_start,
-            block_tables,
             block_table_start,
             logit_rows,
         ] = starts.map(|start| self.buffer.address_of(start));
@@ -78,11 +82,12 @@ impl Sender {
             positions,
             slots,
             q_start,
-            block_tables,
+            block_tables: self.buffer.address_of(block_tables),
             block_table_start,
             logit_rows,
             units: self.buffer.address_of(units),
-            num_units: (self.values.len() - units) / 2,
+            num_units,
+            has_moved,
         })
     }
 }

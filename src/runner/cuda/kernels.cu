@@ -218,60 +218,152 @@ __device__ Words load_8(const Element *row, u32 first, u32 stride) {
     return words;
 }
 
+constexpr u32 SUMS = 8 * GROUPS; // products of 16 x 8 that a head's elements take
+
+// What a warp has of a unit: of query rows g and g + 8 the largest score, the sum of the weights, and
+// the weighted sums of V.
+struct Attended {
+    float sums[SUMS][4];
+    float largest[2];
+    float total[2];
+};
+// The same in memory, lane by lane.
+constexpr u32 PART_WORDS = 4 * SUMS + 4;
+typedef float Part[PART_WORDS][WARP];
+
+__device__ void put(const Attended &attended, Part &part, u32 lane) {
+#pragma unroll
+    for (u32 i = 0; i < 4 * SUMS; i++) {
+        part[i][lane] = attended.sums[i / 4][i % 4];
+    }
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        part[4 * SUMS + half][lane] = attended.largest[half];
+        part[4 * SUMS + 2 + half][lane] = attended.total[half];
+    }
+}
+
+// Adds what another warp has, of other positions.
+__device__ void merge(Attended &attended, const Part &part, u32 lane) {
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        const float other_largest = part[4 * SUMS + half][lane];
+        const float largest = fmaxf(attended.largest[half], other_largest);
+        const float base = largest == MINUS_INFINITY ? 0.0f : largest;
+        const float scale = exp2f(attended.largest[half] - base), other_scale = exp2f(other_largest - base);
+        attended.largest[half] = largest;
+        attended.total[half] = attended.total[half] * scale + part[4 * SUMS + 2 + half][lane] * other_scale;
+#pragma unroll
+        for (u32 sum = 0; sum < SUMS; sum++) {
+#pragma unroll
+            for (u32 i = 2 * half; i < 2 * half + 2; i++) {
+                attended.sums[sum][i] = attended.sums[sum][i] * scale + part[4 * sum + i][lane] * other_scale;
+            }
+        }
+    }
+}
+
+// A unit is 16 query rows of one sequence and KV head: its queries, each with all heads that share the
+// KV head.
+struct Unit {
+    u32 first_row;
+    u32 first_query_row;
+    u32 last_query_row;
+    u32 sharing;
+    u32 kv_head;
+    const u32 *table;
+};
+
+__device__ Unit unit_of_block(const Step &step, const Heads &heads) {
+    const u32 sequence = step.units[2 * blockIdx.x];
+    Unit unit;
+    unit.sharing = heads.num_heads / heads.num_kv_heads;
+    unit.kv_head = blockIdx.y;
+    unit.first_row = step.q_start[sequence];
+    unit.first_query_row = step.units[2 * blockIdx.x + 1];
+    const u32 num_query_rows = (step.q_start[sequence + 1] - unit.first_row) * unit.sharing;
+    unit.last_query_row = min(unit.first_query_row + 15, num_query_rows - 1);
+    unit.table = step.block_tables + step.block_table_start[sequence];
+    return unit;
+}
+
+// The head of all rows' heads that a query row is.
+__device__ size_t head_of_query_row(const Unit &unit, const Heads &heads, u32 query_row) {
+    const size_t row = unit.first_row + query_row / unit.sharing;
+    return row * heads.num_heads + unit.kv_head * unit.sharing + query_row % unit.sharing;
+}
+
+__device__ void store(const Attended &attended, const Unit &unit, const Heads &heads, Element *out, u32 lane) {
+    const u32 g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        const u32 query_row = unit.first_query_row + g + 8 * half;
+        if (query_row > unit.last_query_row) {
+            continue;
+        }
+        Element *row = out + head_of_query_row(unit, heads, query_row) * heads.head_dim;
+#pragma unroll
+        for (u32 sum = 0; sum < SUMS; sum++) {
+#pragma unroll
+            for (u32 i = 0; i < 2; i++) {
+                const u32 element = sum / 8 * 64 + 8 * (2 * t + i) + sum % 8;
+                if (element < heads.head_dim) {
+                    row[element] = to_element(attended.sums[sum][2 * half + i] / attended.total[half]);
+                }
+            }
+        }
+    }
+}
+
 // Attention over paged K and V with an online softmax (Milakov and Gimelshein 2018; FlashAttention-2,
-// Dao 2023, for the form of it). A unit is 16 query rows of one sequence and KV head: its queries, each
-// with all heads that share the KV head. The grid is (units, num_kv_heads). The WARPS of a block take
-// the context's runs of 32 positions in turn, and add up what they have in the end.
+// Dao 2023, for the form of it). The grid is (units, num_kv_heads, parts); the WARPS of all parts take
+// the context's runs of 32 positions in turn. Where there are several parts, each leaves what it has in
+// `parts` (units, num_kv_heads, parts), and merge_parts is to follow.
 //
-// Nothing passes through shared memory before that. A sum over a head's elements may run in any
-// order, so lane t of four takes elements 8t to 8t + 7 of every 32, as K and Q lie in memory, for the
-// columns of two products; and column g of the i-th product with V is element 8g + i of 64.
-extern "C" __global__ void __launch_bounds__(WARPS *WARP) attend(const Element *q, const Element *k_pool, const Element *v_pool, Step step, Element *out, Heads heads, float scale) {
+// Nothing passes through shared memory until the warps of a block add up what they have. A sum over a
+// head's elements may run in any order, so lane t of four takes elements 8t to 8t + 7 of every 32, as K
+// and Q lie in memory, for the columns of two products; and column g of the i-th product with V is
+// element 8g + i of 64.
+extern "C" __global__ void __launch_bounds__(WARPS *WARP)
+    attend(const Element *q, const Element *k_pool, const Element *v_pool, Step step, Element *out, Part *parts,
+           Heads heads, float scale) {
     constexpr u32 CHUNKS = 2 * GROUPS; // of 32 elements
     constexpr u32 TILES = 4;           // of 8 positions
     constexpr u32 RUN = 8 * TILES;
-    constexpr u32 SUMS = 8 * GROUPS;
     const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    const u32 sequence = step.units[2 * blockIdx.x], first_query_row = step.units[2 * blockIdx.x + 1];
-    const u32 kv_head = blockIdx.y, sharing = heads.num_heads / heads.num_kv_heads;
-    const u32 first_row = step.q_start[sequence];
-    const u32 num_query_rows = (step.q_start[sequence + 1] - first_row) * sharing;
-    const u32 last_query_row = min(first_query_row + 15, num_query_rows - 1);
-    const u32 *table = step.block_tables + step.block_table_start[sequence];
+    const Unit unit = unit_of_block(step, heads);
 
     // Of query rows g and g + 8; those past the end repeat the last one and are not stored.
     u32 position[2];
-    size_t head_of_row[2];
     u32 a[CHUNKS][2][4];
-    for (u32 part = 0; part < 2; part++) {
-        const u32 query_row = min(first_query_row + g + 8 * part, last_query_row);
-        const u32 row = first_row + query_row / sharing;
-        position[part] = step.positions[row];
-        head_of_row[part] = (size_t)row * heads.num_heads + kv_head * sharing + query_row % sharing;
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        const u32 query_row = min(unit.first_query_row + g + 8 * half, unit.last_query_row);
+        position[half] = step.positions[unit.first_row + query_row / unit.sharing];
+        const Element *row = q + head_of_query_row(unit, heads, query_row) * heads.stride;
 #pragma unroll
         for (u32 chunk = 0; chunk < CHUNKS; chunk++) {
-            const Words words = load_8(q + head_of_row[part] * heads.stride, 32 * chunk + 8 * t, heads.stride);
-            a[chunk][0][part] = words.word[0];
-            a[chunk][0][part + 2] = words.word[1];
-            a[chunk][1][part] = words.word[2];
-            a[chunk][1][part + 2] = words.word[3];
+            const Words words = load_8(row, 32 * chunk + 8 * t, heads.stride);
+            a[chunk][0][half] = words.word[0];
+            a[chunk][0][half + 2] = words.word[1];
+            a[chunk][1][half] = words.word[2];
+            a[chunk][1][half + 2] = words.word[3];
         }
     }
-    const u32 first_position = step.positions[first_row + first_query_row / sharing];
+    const u32 first_position = step.positions[unit.first_row + unit.first_query_row / unit.sharing];
     const u32 start = first_position + 1 > step.window ? (first_position + 1 - step.window) / RUN * RUN : 0;
-    const u32 end = step.positions[first_row + last_query_row / sharing] + 1;
+    const u32 end = step.positions[unit.first_row + unit.last_query_row / unit.sharing] + 1;
 
-    float sums[SUMS][4] = {};
-    float largest[2] = {MINUS_INFINITY, MINUS_INFINITY};
-    float total[2] = {0.0f, 0.0f};
-    for (u32 run = start + warp * RUN; run < end; run += WARPS * RUN) {
+    Attended attended = {};
+    attended.largest[0] = attended.largest[1] = MINUS_INFINITY;
+    for (u32 run = start + (blockIdx.z * WARPS + warp) * RUN; run < end; run += gridDim.z * WARPS * RUN) {
         // Where each 16 positions lie; those past the end are not looked up, and read from the first.
         size_t slots[TILES / 2];
 #pragma unroll
-        for (u32 half = 0; half < TILES / 2; half++) {
-            const u32 first = run + 16 * half < end ? run + 16 * half : run;
-            slots[half] = (size_t)kv_head * heads.num_slots +
-                          (size_t)table[first / step.block_size] * step.block_size + first % step.block_size;
+        for (u32 i = 0; i < TILES / 2; i++) {
+            const u32 first = run + 16 * i < end ? run + 16 * i : run;
+            slots[i] = (size_t)unit.kv_head * heads.num_slots +
+                       (size_t)unit.table[first / step.block_size] * step.block_size + first % step.block_size;
         }
         float scores[TILES][4] = {};
 #pragma unroll
@@ -285,45 +377,45 @@ extern "C" __global__ void __launch_bounds__(WARPS *WARP) attend(const Element *
             }
         }
 #pragma unroll
-        for (u32 part = 0; part < 2; part++) {
-            float new_largest = largest[part];
+        for (u32 half = 0; half < 2; half++) {
+            float largest = attended.largest[half];
 #pragma unroll
             for (u32 tile = 0; tile < TILES; tile++) {
 #pragma unroll
                 for (u32 i = 0; i < 2; i++) {
                     const u32 at = run + 8 * tile + 2 * t + i;
-                    float &score = scores[tile][2 * part + i];
-                    const bool is_seen = at <= position[part] && position[part] - at < step.window;
+                    float &score = scores[tile][2 * half + i];
+                    const bool is_seen = at <= position[half] && position[half] - at < step.window;
                     score = is_seen ? score * scale : MINUS_INFINITY;
-                    new_largest = fmaxf(new_largest, score);
+                    largest = fmaxf(largest, score);
                 }
             }
-            new_largest = fmaxf(new_largest, __shfl_xor_sync(ALL_LANES, new_largest, 1));
-            new_largest = fmaxf(new_largest, __shfl_xor_sync(ALL_LANES, new_largest, 2));
-            const float base = new_largest == MINUS_INFINITY ? 0.0f : new_largest;
-            const float correction = exp2f(largest[part] - base);
-            largest[part] = new_largest;
-            total[part] *= correction;
+            largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
+            largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
+            const float base = largest == MINUS_INFINITY ? 0.0f : largest;
+            const float correction = exp2f(attended.largest[half] - base);
+            attended.largest[half] = largest;
+            attended.total[half] *= correction;
 #pragma unroll
             for (u32 tile = 0; tile < TILES; tile++) {
 #pragma unroll
                 for (u32 i = 0; i < 2; i++) {
-                    float &score = scores[tile][2 * part + i];
+                    float &score = scores[tile][2 * half + i];
                     score = exp2f(score - base);
-                    total[part] += score;
+                    attended.total[half] += score;
                 }
             }
 #pragma unroll
             for (u32 sum = 0; sum < SUMS; sum++) {
-                sums[sum][2 * part] *= correction;
-                sums[sum][2 * part + 1] *= correction;
+                attended.sums[sum][2 * half] *= correction;
+                attended.sums[sum][2 * half + 1] *= correction;
             }
         }
 #pragma unroll
-        for (u32 half = 0; half < TILES / 2; half++) {
-            const float *low = scores[2 * half], *high = scores[2 * half + 1];
-            const u32 weights[4] = {pack(low[0], low[1]), pack(low[2], low[3]),
-                                    pack(high[0], high[1]), pack(high[2], high[3])};
+        for (u32 pair = 0; pair < TILES / 2; pair++) {
+            const float *low = scores[2 * pair], *high = scores[2 * pair + 1];
+            const u32 weights[4] = {pack(low[0], low[1]), pack(low[2], low[3]), pack(high[0], high[1]),
+                                    pack(high[2], high[3])};
 #pragma unroll
             for (u32 group = 0; group < GROUPS; group++) {
                 Words v[4];
@@ -332,80 +424,56 @@ extern "C" __global__ void __launch_bounds__(WARPS *WARP) attend(const Element *
                     // Past the end lies what others left, maybe not even finite: it must not be
                     // multiplied, not by 0 either.
                     const u32 at = 2 * t + i % 2 + i / 2 * 8;
-                    const bool is_seen = run + 16 * half + at < end;
-                    v[i] = load_8(v_pool + (slots[half] + at) * heads.stride, 64 * group + 8 * g,
-                                  is_seen ? heads.stride : 0);
+                    const bool is_there = run + 16 * pair + at < end;
+                    v[i] = load_8(v_pool + (slots[pair] + at) * heads.stride, 64 * group + 8 * g,
+                                  is_there ? heads.stride : 0);
                 }
 #pragma unroll
                 for (u32 i = 0; i < 8; i++) {
                     const u32 select = i % 2 ? 0x7632 : 0x5410;
-                    multiply(sums[8 * group + i], weights, __byte_perm(v[0].word[i / 2], v[1].word[i / 2], select),
+                    multiply(attended.sums[8 * group + i], weights,
+                             __byte_perm(v[0].word[i / 2], v[1].word[i / 2], select),
                              __byte_perm(v[2].word[i / 2], v[3].word[i / 2], select));
                 }
             }
         }
     }
-    for (u32 part = 0; part < 2; part++) {
-        total[part] += __shfl_xor_sync(ALL_LANES, total[part], 1);
-        total[part] += __shfl_xor_sync(ALL_LANES, total[part], 2);
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        attended.total[half] += __shfl_xor_sync(ALL_LANES, attended.total[half], 1);
+        attended.total[half] += __shfl_xor_sync(ALL_LANES, attended.total[half], 2);
     }
 
     // Half of the warps hand what they have to the others, until one has it all.
-    __shared__ float handed[WARPS / 2][4 * SUMS + 4][WARP];
+    __shared__ Part handed[WARPS / 2];
     for (u32 left = WARPS / 2; left > 0; left /= 2) {
         __syncthreads();
         if (warp >= left && warp < 2 * left) {
-            float(*mine)[WARP] = handed[warp - left];
-#pragma unroll
-            for (u32 i = 0; i < 4 * SUMS; i++) {
-                mine[i][lane] = sums[i / 4][i % 4];
-            }
-            for (u32 part = 0; part < 2; part++) {
-                mine[4 * SUMS + part][lane] = largest[part];
-                mine[4 * SUMS + 2 + part][lane] = total[part];
-            }
+            put(attended, handed[warp - left], lane);
         }
         __syncthreads();
         if (warp < left) {
-            const float(*other)[WARP] = handed[warp];
-#pragma unroll
-            for (u32 part = 0; part < 2; part++) {
-                const float other_largest = other[4 * SUMS + part][lane];
-                const float new_largest = fmaxf(largest[part], other_largest);
-                const float base = new_largest == MINUS_INFINITY ? 0.0f : new_largest;
-                const float correction = exp2f(largest[part] - base), other_correction = exp2f(other_largest - base);
-                largest[part] = new_largest;
-                total[part] = total[part] * correction + other[4 * SUMS + 2 + part][lane] * other_correction;
-#pragma unroll
-                for (u32 sum = 0; sum < SUMS; sum++) {
-#pragma unroll
-                    for (u32 i = 2 * part; i < 2 * part + 2; i++) {
-                        sums[sum][i] = sums[sum][i] * correction + other[4 * sum + i][lane] * other_correction;
-                    }
-                }
-            }
+            merge(attended, handed[warp], lane);
         }
     }
     if (warp > 0) {
         return;
     }
-#pragma unroll
-    for (u32 part = 0; part < 2; part++) {
-        if (first_query_row + g + 8 * part > last_query_row) {
-            continue;
-        }
-        Element *row = out + head_of_row[part] * heads.head_dim;
-#pragma unroll
-        for (u32 sum = 0; sum < SUMS; sum++) {
-#pragma unroll
-            for (u32 i = 0; i < 2; i++) {
-                const u32 element = sum / 8 * 64 + 8 * (2 * t + i) + sum % 8;
-                if (element < heads.head_dim) {
-                    row[element] = to_element(sums[sum][2 * part + i] / total[part]);
-                }
-            }
-        }
+    if (gridDim.z == 1) {
+        store(attended, unit, heads, out, lane);
+    } else {
+        put(attended, parts[(blockIdx.x * gridDim.y + blockIdx.y) * gridDim.z + blockIdx.z], lane);
     }
+}
+
+// Adds up what the parts of `attend` left; a grid of (units, num_kv_heads), of one warp each.
+extern "C" __global__ void merge_parts(const Part *parts, u32 num_parts, Step step, Element *out, Heads heads) {
+    Attended attended = {};
+    attended.largest[0] = attended.largest[1] = MINUS_INFINITY;
+    for (u32 i = 0; i < num_parts; i++) {
+        merge(attended, parts[(blockIdx.x * gridDim.y + blockIdx.y) * num_parts + i], threadIdx.x);
+    }
+    store(attended, unit_of_block(step, heads), heads, out, threadIdx.x);
 }
 
 // ---- MLP --------------------------------------------------------------------------------------

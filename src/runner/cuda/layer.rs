@@ -1,4 +1,6 @@
-//! Weights on a GPU: read, converted to 16 bits and sent, one after the other.
+//! Weights on a GPU: read, converted to 16 bits and sent, tensor by tensor.
+
+use std::thread;
 
 use anyhow::Result;
 use candle_core::quantized::GgmlDType;
@@ -6,6 +8,9 @@ use half::{bf16, f16};
 
 use super::gpu::{Address, Buffer, Element, Gpu, Matrix};
 use crate::model::{LayerWeights, LinearWeights, ModelSpec, NormKind, NormWeights, StoredTensor};
+
+/// Each has a tensor in memory.
+const MAX_THREADS: usize = 8;
 
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -46,7 +51,29 @@ pub(super) struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    pub fn layer(&self, weights: &LayerWeights) -> Result<Layer> {
+    /// All layers, several at a time: reading and converting takes longer than sending.
+    pub fn layers(&self, weights: &[LayerWeights]) -> Result<Vec<Layer>> {
+        let num_threads = thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS));
+        let share = weights.len().div_ceil(num_threads).max(1);
+        thread::scope(|scope| {
+            let load = |weights: &[LayerWeights]| weights.iter().map(|it| self.layer(it)).collect();
+            let threads: Vec<_> = weights
+                .chunks(share)
+                .map(|weights| scope.spawn(move || load(weights)))
+                .collect();
+            let mut layers = Vec::with_capacity(weights.len());
+            for thread in threads {
+                let loaded: Result<Vec<Layer>> = match thread.join() {
+                    Ok(loaded) => loaded,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                };
+                layers.extend(loaded?);
+            }
+            Ok(layers)
+        })
+    }
+
+    fn layer(&self, weights: &LayerWeights) -> Result<Layer> {
         let head_norm = |weight: &Option<StoredTensor>| {
             let values = weight.as_ref().map(|weight| self.floats(weight));
             values.transpose()
@@ -75,8 +102,11 @@ impl Loader<'_> {
 
     /// A stored table or head. (rows, columns)
     pub fn matrix(&self, stored: &StoredTensor) -> Result<Matrix> {
+        let mut values = self.gpu.zeros(stored.shape[0] * stored.shape[1])?;
+        let bytes = self.elements(stored, false)?;
+        self.gpu.write_bytes(&bytes, &mut values, 0)?;
         Ok(Matrix {
-            values: self.gpu.upload(&self.elements(stored, false)?)?,
+            values,
             in_features: stored.shape[1],
             out_features: stored.shape[0],
         })
@@ -89,19 +119,28 @@ impl Loader<'_> {
         feature_of_row: impl Fn(usize) -> usize,
     ) -> Result<Linear> {
         let (ins, outs) = (linear.in_features, linear.out_features);
-        let mut values = vec![0u16; ins * outs];
+        let row_bytes = ins * size_of::<u16>();
+        let mut values = self.gpu.zeros(ins * outs)?;
         let mut bias = vec![0f32; outs];
         let mut first_row = 0;
         for (piece, stored) in linear.weights.iter().enumerate() {
-            let elements = self.elements(stored, linear.is_in_by_out)?;
-            let num_rows = elements.len() / ins;
-            for (row, elements) in elements.chunks_exact(ins).enumerate() {
-                let feature = feature_of_row(first_row + row);
-                values[feature * ins..][..ins].copy_from_slice(elements);
+            let mut bytes = self.elements(stored, linear.is_in_by_out)?;
+            let num_rows = bytes.len() / row_bytes;
+            let feature = |row: usize| feature_of_row(first_row + row);
+            if (0..num_rows).any(|row| feature(row) != first_row + row) {
+                // Features of a piece stay in its rows: a head's elements change places.
+                let mut ordered = vec![0; bytes.len()];
+                for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
+                    let place = (feature(row) - first_row) * row_bytes;
+                    ordered[place..][..row_bytes].copy_from_slice(bytes);
+                }
+                bytes = ordered;
             }
+            self.gpu
+                .write_bytes(&bytes, &mut values, first_row * row_bytes)?;
             if let Some(stored) = linear.biases.get(piece) {
                 for (row, value) in read_floats(stored)?.into_iter().enumerate() {
-                    bias[feature_of_row(first_row + row)] = value;
+                    bias[feature(row)] = value;
                 }
             }
             first_row += num_rows;
@@ -109,7 +148,7 @@ impl Loader<'_> {
         let bias = (!linear.biases.is_empty()).then(|| self.gpu.upload(&bias));
         Ok(Linear {
             matrix: Matrix {
-                values: self.gpu.upload(&values)?,
+                values,
                 in_features: ins,
                 out_features: outs,
             },
@@ -121,31 +160,32 @@ impl Loader<'_> {
         self.gpu.upload(&read_floats(stored)?)
     }
 
-    /// The bits of a tensor's elements, its two dimensions swapped if it `is_transposed`.
-    fn elements(&self, stored: &StoredTensor, is_transposed: bool) -> Result<Vec<u16>> {
+    /// A tensor's elements, its two dimensions swapped if it `is_transposed`, as a GPU has them: the low
+    /// byte first.
+    fn elements(&self, stored: &StoredTensor, is_transposed: bool) -> Result<Vec<u8>> {
         let is_ready = match self.element {
             Element::F16 => stored.dtype == GgmlDType::F16,
             Element::Bf16 => stored.dtype == GgmlDType::BF16,
         };
         if is_ready && !is_transposed {
-            let bytes = stored.read_bytes()?;
-            let pairs = bytes.chunks_exact(2);
-            return Ok(pairs
-                .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
-                .collect());
+            return stored.read_bytes();
         }
         let mut values = stored.read_f32()?;
         if is_transposed {
             values = values.t()?.contiguous()?;
         }
         let values: Vec<f32> = values.flatten_all()?.to_vec1()?;
-        Ok(match self.element {
-            Element::F16 => values.iter().map(|&x| f16::from_f32(x).to_bits()).collect(),
-            Element::Bf16 => values
-                .iter()
-                .map(|&x| bf16::from_f32(x).to_bits())
-                .collect(),
-        })
+        let mut bytes = vec![0; values.len() * size_of::<u16>()];
+        let pairs = bytes.chunks_exact_mut(size_of::<u16>()).zip(values);
+        match self.element {
+            Element::F16 => {
+                pairs.for_each(|(pair, x)| pair.copy_from_slice(&f16::from_f32(x).to_le_bytes()));
+            }
+            Element::Bf16 => {
+                pairs.for_each(|(pair, x)| pair.copy_from_slice(&bf16::from_f32(x).to_le_bytes()));
+            }
+        }
+        Ok(bytes)
     }
 }
 
