@@ -359,7 +359,7 @@ fn measure_attention(compute: &Compute, kv_type: KvType, ceilings: &Ceilings, ba
                 head_dim: 64,
                 num_slots: sequences * context,
             };
-            let mut kv = KvStorage::new(kv_shape);
+            let mut kv = KvStorage::new(compute.isa(), kv_shape);
             let rows: Vec<f32> = (0..sequences * context * width)
                 .map(|i| (i as f32).sin())
                 .collect();

@@ -18,10 +18,11 @@ const BLOCK_SIZE: usize = TILE_TOKENS;
 /// Of a real model's logits, relative to the largest: activations of 8 bits, of 15 where they are
 /// loud, f16 in the cache, scales of K formats in f16. Measured 0.032 for SmolLM2, 0.014 for Qwen2.5.
 const REAL_MODEL_TOLERANCE: f32 = 6e-2;
-/// Of the tiny models' logits: their weights are dense, so only K and V are rounded, to f16; and
-/// activations to bf16 where weights are bf16 and the instruction set multiplies that.
-fn tiny_model_tolerance(model: &LoadedModel, isa: Isa) -> f32 {
-    match isa == Isa::Avx512Bf16 && model.facts.quantization == "BF16" {
+/// Of the tiny models' logits: their weights are dense, so only K and V are rounded, to f16. Where the
+/// instruction set multiplies bf16, V is rounded to that, and activations where weights are.
+fn tiny_model_tolerance(model: &LoadedModel, isa: Isa, kv_type: KvType) -> f32 {
+    let has_bf16 = model.facts.quantization == "BF16" || kv_type == KvType::F16;
+    match isa == Isa::Avx512Bf16 && has_bf16 {
         true => 2e-2,
         false => 2e-3,
     }
@@ -65,11 +66,12 @@ fn prose(model: &LoadedModel) -> Vec<u32> {
 fn tiny_models_give_the_logits_and_tokens_of_transformers() {
     for model in MODELS {
         let files = load_folder(model);
-        for isa in isas() {
-            let mut driver = Driver::fast(&files, (isa, 2), KvType::F16);
-            let tolerance = tiny_model_tolerance(&files, isa);
+        let kv_types = [KvType::F32, KvType::F16];
+        for (isa, kv_type) in isas().flat_map(|isa| kv_types.map(|kv_type| (isa, kv_type))) {
+            let mut driver = Driver::fast(&files, (isa, 2), kv_type);
+            let tolerance = tiny_model_tolerance(&files, isa, kv_type);
             for case in cases(model) {
-                let what = format!("{model}, {isa}, {} tokens", case.ids.len());
+                let what = format!("{model}, {isa}, {kv_type}, {} tokens", case.ids.len());
                 let mut sequence = Sequence::default();
                 let logits = driver.prefill(&mut sequence, &case.ids, usize::MAX);
                 let last_rows = &logits[logits.len() - case.logits.len()..];
@@ -77,9 +79,12 @@ fn tiny_models_give_the_logits_and_tokens_of_transformers() {
                     let error = relative_error(row, reference);
                     assert!(error <= tolerance, "{what}: {error}");
                 }
-                let last = logits.last().expect("not empty");
-                let greedy = driver.greedy(&mut sequence, last, case.greedy.len());
-                assert_eq!(greedy, case.greedy, "{what}");
+                // Random weights make logits that lie close together, too close for V in bf16.
+                if isa != Isa::Avx512Bf16 || kv_type == KvType::F32 {
+                    let last = logits.last().expect("not empty");
+                    let greedy = driver.greedy(&mut sequence, last, case.greedy.len());
+                    assert_eq!(greedy, case.greedy, "{what}");
+                }
                 driver.free(sequence);
             }
         }

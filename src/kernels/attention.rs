@@ -11,6 +11,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
 mod plan;
 mod portable;
 
@@ -21,7 +23,7 @@ pub use self::plan::AttentionPlan;
 use self::plan::Unit;
 use super::elementwise::sum;
 use super::isa::for_each_isa;
-use super::kv_storage::{Head, KvShape, KvStorage, TILE_TOKENS, Tiles, with_heads};
+use super::kv_storage::{Bf16, Head, KvShape, KvStorage, TILE_TOKENS, Tiles, Value, with_heads};
 use super::math::exp;
 use super::shared::SharedMut;
 use super::{Compute, Isa};
@@ -63,6 +65,21 @@ trait Readable: avx2::Load + avx512::Load {}
 impl<E: avx2::Load + avx512::Load> Readable for E {}
 #[cfg(not(target_arch = "x86_64"))]
 use super::kv_storage::Element as Readable;
+
+/// V of a type that kernels can sum.
+trait Values: Value {
+    /// Makes weights what `sum_values` takes.
+    fn prepare_weights(_weights: &mut [[f32; TILE_TOKENS]]) {}
+
+    /// Adds V, weighted, of the first `len` positions to the sums. (rows, padded head_dim)
+    fn sum_values(
+        isa: Isa,
+        values: &Tiles<Self>,
+        tiles: &[u32],
+        rows_weights_len: (usize, &[[f32; TILE_TOKENS]], usize),
+        sums: &mut [f32],
+    );
+}
 
 /// Buffers of a thread, kept from step to step.
 #[derive(Debug, Default)]
@@ -127,11 +144,11 @@ pub fn attend(
 }
 
 /// Attention over K and V of one type.
-fn attend_heads<E: Readable>(
+fn attend_heads<K: Readable, V: Values>(
     compute: &Compute,
     shape: &AttentionShape,
     (plan, batch): (&AttentionPlan, &AttentionBatch<'_>),
-    (heads, kv_shape): (&[Head<E>], &KvShape),
+    (heads, kv_shape): (&[Head<K, V>], &KvShape),
     (q, q_width): (&[f32], usize),
     out: &mut [f32],
 ) {
@@ -245,9 +262,9 @@ fn rows_at_once(isa: Isa) -> usize {
 }
 
 /// Attention of a group. Leaves the results in `scratch`: sums that `factors` must still multiply.
-fn attend_group<'a, E: Readable>(
+fn attend_group<'a, K: Readable, V: Values>(
     isa: Isa,
-    (head, kv_shape): (&Head<E>, &KvShape),
+    (head, kv_shape): (&Head<K, V>, &KvShape),
     (shape, batch): (&AttentionShape, &AttentionBatch<'_>),
     (units, shared_tiles): (&[Unit], usize),
     query: &dyn Fn(&Unit, usize) -> &'a [f32],
@@ -305,6 +322,7 @@ fn attend_group<'a, E: Readable>(
             multiply_keys(isa, &head.keys, own_tiles, (len, queries), own);
             let visible = rows.map(|index| context.visible(index));
             softmax(isa, scores, visible, scale, factors);
+            V::prepare_weights(scores);
             let shared = scores[..shared_tiles * len].chunks_exact(len);
             for (weights, all) in shared.zip(shared_scores.chunks_exact_mut(num_rows)) {
                 all[first_row..first_row + len].copy_from_slice(weights);
@@ -317,7 +335,7 @@ fn attend_group<'a, E: Readable>(
     let shared_len = shared_tiles * TILE_TOKENS;
     if shared_tiles > 0 {
         let weights = (num_rows, &**shared_scores, shared_len);
-        sum_values(isa, &head.values, &tiles[..shared_tiles], weights, sums);
+        V::sum_values(isa, &head.values, &tiles[..shared_tiles], weights, sums);
     }
     let (mut rest_tiles, mut rest_scores, mut rest_sums) = (&**tiles, &**scores, &mut **sums);
     for (unit, context) in contexts() {
@@ -329,7 +347,7 @@ fn attend_group<'a, E: Readable>(
             rest_sums = others;
             let own = &weights[shared_tiles * len..];
             let weights = (len, own, context.len - shared_len);
-            sum_values(isa, &head.values, own_tiles, weights, sums);
+            V::sum_values(isa, &head.values, own_tiles, weights, sums);
         }
     }
 }
@@ -373,6 +391,9 @@ macro_rules! with_rows {
     (@call $row:literal, $kernel:ident, scores, ($keys:ident, $tiles:ident, $queries:ident, $scores:ident)) => {
         $kernel::scores::<_, $row>($keys, $tiles, $queries.as_chunks().0, $scores.as_chunks_mut().0)
     };
+    (@call $row:literal, avx512_bf16, sum_values, ($values:ident, $tiles:ident, $weights:ident, $len:ident, $sums:ident)) => {
+        avx512_bf16::sum_values::<$row>($values, $tiles, $weights.as_chunks().0, $len, $sums)
+    };
     (@call $row:literal, $kernel:ident, sum_values, ($values:ident, $tiles:ident, $weights:ident, $len:ident, $sums:ident)) => {
         $kernel::sum_values::<_, $row>($values, $tiles, $weights.as_chunks().0, $len, $sums)
     };
@@ -403,8 +424,50 @@ fn multiply_keys<E: Readable>(
     }
 }
 
-/// Adds V, weighted, of the first `len` positions to the sums. (rows, padded head_dim)
-fn sum_values<E: Readable>(
+macro_rules! sum_elements {
+    ($($element:ty)*) => {
+        $(impl Values for $element {
+            fn sum_values(
+                isa: Isa,
+                values: &Tiles<Self>,
+                tiles: &[u32],
+                rows_weights_len: (usize, &[[f32; TILE_TOKENS]], usize),
+                sums: &mut [f32],
+            ) {
+                sum_elements(isa, values, tiles, rows_weights_len, sums);
+            }
+        })*
+    };
+}
+sum_elements!(f32 u16 i8);
+
+impl Values for Bf16 {
+    #[cfg(target_arch = "x86_64")]
+    fn prepare_weights(weights: &mut [[f32; TILE_TOKENS]]) {
+        // SAFETY: V is in bf16 only where the instruction set has it.
+        unsafe { avx512_bf16::pair_weights(weights) };
+    }
+
+    fn sum_values(
+        isa: Isa,
+        values: &Tiles<Self>,
+        tiles: &[u32],
+        (rows, weights, len): (usize, &[[f32; TILE_TOKENS]], usize),
+        sums: &mut [f32],
+    ) {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a Compute holds only an instruction set that the machine has.
+            Isa::Avx512Bf16 => unsafe {
+                with_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], avx512_bf16::sum_values,
+                    (values, tiles, weights, len, sums));
+            },
+            _ => panic!("bug: V in bf16 for {isa}"),
+        }
+    }
+}
+
+fn sum_elements<E: Readable>(
     isa: Isa,
     values: &Tiles<E>,
     tiles: &[u32],

@@ -1,19 +1,22 @@
-//! K and V of one layer, for all blocks of the pool, as f32, f16 or codes of 8 bits.
+//! K and V of one layer, for all blocks of the pool, as f32, 16 bits or codes of 8 bits.
 //!
 //! 16 slots form a tile. A tile's keys lie transposed, `[head_dim][16 slots]`, so that the scores of
 //! 16 positions are sums of whole vectors; its values lie in columns of 16 elements,
-//! `[head_dim / 16][16 slots][16]`, so that 16 elements of the result can stay in registers. Scales of
+//! `[head_dim / 16][16 slots][16]`, so that 16 elements of the result can stay in registers; as bf16
+//! `[head_dim / 16][8 pairs of slots][16][2 slots]`, as the instruction takes them. Scales of
 //! codes lie beside them as f16, `[head_dim / 32][16 slots]`, for keys and values alike. Each KV head
 //! has its tiles to itself.
 
+mod bf16;
 mod element;
 
-use super::Compute;
 use super::aligned::Aligned;
 use super::shared::SharedMut;
+use super::{Compute, Isa};
 
+pub(super) use bf16::Bf16;
 pub use element::KvType;
-pub(super) use element::{Element, SCALE_GROUP};
+pub(super) use element::{Element, SCALE_GROUP, Value};
 
 /// Slots of a tile; blocks are whole tiles.
 pub const TILE_TOKENS: usize = 16;
@@ -42,14 +45,16 @@ pub struct KvStorage {
 pub(super) enum Heads {
     F32(Vec<Head<f32>>),
     F16(Vec<Head<u16>>),
+    /// K in f16, V in bf16.
+    Bf16(Vec<Head<u16, Bf16>>),
     Q8(Vec<Head<i8>>),
 }
 
 /// K and V of a head.
 #[derive(Debug)]
-pub(super) struct Head<E> {
-    pub keys: Tiles<E>,   // (tiles, head_dim, 16)
-    pub values: Tiles<E>, // (tiles, columns, 16, 16)
+pub(super) struct Head<K, V = K> {
+    pub keys: Tiles<K>,   // (tiles, head_dim, 16)
+    pub values: Tiles<V>, // (tiles, columns, 16, 16)
 }
 
 /// K or V of a head.
@@ -68,6 +73,7 @@ macro_rules! with_heads {
         match $heads {
             $crate::kernels::kv_storage::Heads::F32($name) => $body,
             $crate::kernels::kv_storage::Heads::F16($name) => $body,
+            $crate::kernels::kv_storage::Heads::Bf16($name) => $body,
             $crate::kernels::kv_storage::Heads::Q8($name) => $body,
         }
     };
@@ -101,13 +107,14 @@ impl KvStorage {
     ///
     /// # Panics
     /// If slots are not whole tiles.
-    pub fn new(shape: KvShape) -> Self {
+    pub fn new(isa: Isa, shape: KvShape) -> Self {
         assert!(
             shape.num_slots.is_multiple_of(TILE_TOKENS),
             "bug: slots are whole tiles"
         );
         let heads = match shape.kv_type {
             KvType::F32 => Heads::F32(zeros(&shape)),
+            KvType::F16 if isa == Isa::Avx512Bf16 => Heads::Bf16(zeros(&shape)),
             KvType::F16 => Heads::F16(zeros(&shape)),
             KvType::Q8_0 => Heads::Q8(zeros(&shape)),
         };
@@ -158,19 +165,18 @@ impl KvStorage {
     }
 }
 
-fn zeros<E: Element>(shape: &KvShape) -> Vec<Head<E>> {
-    let num_tiles = shape.num_slots / TILE_TOKENS;
-    let tiles = |row_len: usize| Tiles::zeros(num_tiles, row_len, E::num_scales(shape.head_dim));
+fn zeros<K: Element, V: Value>(shape: &KvShape) -> Vec<Head<K, V>> {
+    let (num_tiles, head_dim) = (shape.num_slots / TILE_TOKENS, shape.head_dim);
     let head = |_| Head {
-        keys: tiles(shape.head_dim),
-        values: tiles(shape.padded_dim()),
+        keys: Tiles::zeros(num_tiles, head_dim, K::num_scales(head_dim)),
+        values: Tiles::zeros(num_tiles, shape.padded_dim(), V::num_scales(head_dim)),
     };
     (0..shape.num_kv_heads).map(head).collect()
 }
 
-fn write<E: Element>(
+fn write<K: Element, V: Value>(
     compute: &Compute,
-    (heads, head_dim): (&mut [Head<E>], usize),
+    (heads, head_dim): (&mut [Head<K, V>], usize),
     slots: &[u32],
     rows: &[f32],
     (width, column): (usize, usize),
@@ -187,44 +193,42 @@ fn write<E: Element>(
                 let (tile, lane) = (slot as usize / TILE_TOKENS, slot as usize % TILE_TOKENS);
                 let k = &row[column + index * head_dim..][..head_dim];
                 let (elements, scales) = head.keys.tile_mut(tile);
-                E::write_key(isa, k, lane, elements, scales);
+                K::write_key(isa, k, lane, elements, scales);
                 let v = &row[column + (num_heads + index) * head_dim..][..head_dim];
                 let (elements, scales) = head.values.tile_mut(tile);
-                E::write_value(isa, v, lane, elements, scales);
+                V::write_value(isa, v, lane, elements, scales);
             }
         }
     });
 }
 
-impl<E: Element> Head<E> {
+impl<K: Element, V: Value> Head<K, V> {
     /// Copies the first slots of a tile to another.
     fn copy(&mut self, from: usize, to: usize, slots: usize) {
-        // Rows of a key tile, and of scales, hold one element of each slot; a column has whole slots.
+        // Rows of a key tile, and of scales, hold one element of each slot; a column has whole slots, or
+        // pairs of them, of which the second is then written anew.
         copy_rows(
             &mut self.keys.elements,
             self.keys.tile_len,
             (from, to),
             (TILE_TOKENS, slots),
         );
-        let column = (COLUMN * TILE_TOKENS, COLUMN * slots);
+        let whole = slots.next_multiple_of(V::SLOTS_TOGETHER);
+        let column = (COLUMN * TILE_TOKENS, COLUMN * whole);
         copy_rows(
             &mut self.values.elements,
             self.values.tile_len,
             (from, to),
             column,
         );
-        for tiles in [&mut self.keys, &mut self.values] {
-            copy_rows(
-                &mut tiles.scales,
-                tiles.tile_scales,
-                (from, to),
-                (TILE_TOKENS, slots),
-            );
-        }
+        let scales = (TILE_TOKENS, slots);
+        let (keys, values) = (&mut self.keys, &mut self.values);
+        copy_rows(&mut keys.scales, keys.tile_scales, (from, to), scales);
+        copy_rows(&mut values.scales, values.tile_scales, (from, to), scales);
     }
 }
 
-impl<E: Element> Tiles<E> {
+impl<E: Value> Tiles<E> {
     fn zeros(num_tiles: usize, row_len: usize, num_scales: usize) -> Self {
         let (tile_len, tile_scales) = (row_len * TILE_TOKENS, num_scales * TILE_TOKENS);
         Self {

@@ -69,12 +69,15 @@ impl Case {
             .map(|s| self.blocks_of(s))
             .max()
             .unwrap_or(0);
-        let mut kv = KvStorage::new(KvShape {
-            kv_type: self.kv_type,
-            num_kv_heads: shape.num_kv_heads,
-            head_dim: shape.head_dim,
-            num_slots: most * self.sequences.len() * BLOCK_SIZE,
-        });
+        let mut kv = KvStorage::new(
+            compute.isa(),
+            KvShape {
+                kv_type: self.kv_type,
+                num_kv_heads: shape.num_kv_heads,
+                head_dim: shape.head_dim,
+                num_slots: most * self.sequences.len() * BLOCK_SIZE,
+            },
+        );
         let (mut q, mut positions, mut q_start) = (Vec::new(), Vec::new(), vec![0]);
         let (mut tables, mut table_start) = (Vec::new(), vec![0]);
         for (sequence, &(len, queries)) in self.sequences.iter().enumerate() {
@@ -86,9 +89,13 @@ impl Case {
                 .collect();
             let slot =
                 |p: usize| table[p / BLOCK_SIZE] * BLOCK_SIZE as u32 + (p % BLOCK_SIZE) as u32;
-            let slots: Vec<u32> = (0..len).map(slot).collect();
+            // What is shared is the first sequence's to write.
+            let own = len.min(self.shared_blocks[sequence] * BLOCK_SIZE);
+            let own = if sequence == 0 { 0 } else { own };
+            let slots: Vec<u32> = (own..len).map(slot).collect();
             let column = shape.num_heads * shape.head_dim;
-            kv.write(compute, &slots, &self.rows[sequence], (width, column));
+            let rows = &self.rows[sequence][own * width..];
+            kv.write(compute, &slots, rows, (width, column));
             q.extend_from_slice(&self.rows[sequence][(len - queries) * width..]);
             positions.extend((len - queries..len).map(|position| position as u32));
             q_start.push(positions.len() as u32);
@@ -108,24 +115,27 @@ impl Case {
         out
     }
 
-    /// By the definition, in f64, from K and V as `stored` makes them of a head's numbers.
-    fn expected(&self, stored: impl Fn(&[f32]) -> Vec<f64>) -> Vec<(f64, f64)> {
+    /// By the definition, in f64, from K and V as the two functions make them of a head's numbers.
+    fn expected(&self, (stored_key, stored_value): (Stored<'_>, Stored<'_>)) -> Vec<(f64, f64)> {
         let shape = &self.shape;
         let (dim, width) = (shape.head_dim, self.width());
         let mut expected = Vec::new();
         for (rows, &(len, queries)) in self.rows.iter().zip(&self.sequences) {
             let head = |token: usize, head: usize| &rows[token * width + head * dim..][..dim];
-            let of_all_tokens = |first: usize, kv_head: usize| -> Vec<Vec<f64>> {
-                let head = |token| stored(head(token, first + kv_head));
-                (0..len).map(head).collect()
+            let of_all_tokens = |stored: Stored<'_>, head_index: usize| -> Vec<Vec<f64>> {
+                (0..len)
+                    .map(|token| stored(head(token, head_index)))
+                    .collect()
             };
             let kv_heads = 0..shape.num_kv_heads;
             let keys = kv_heads
                 .clone()
-                .map(|it| of_all_tokens(shape.num_heads, it));
+                .map(|it| of_all_tokens(stored_key, shape.num_heads + it));
             let keys: Vec<_> = keys.collect();
             let first_value = shape.num_heads + shape.num_kv_heads;
-            let values: Vec<_> = kv_heads.map(|it| of_all_tokens(first_value, it)).collect();
+            let values: Vec<_> = kv_heads
+                .map(|it| of_all_tokens(stored_value, first_value + it))
+                .collect();
             for query in len - queries..len {
                 let first = (query + 1).saturating_sub(shape.sliding_window.unwrap_or(usize::MAX));
                 for h in 0..shape.num_heads {
@@ -150,7 +160,15 @@ impl Case {
     }
 }
 
-/// What a head's numbers are after they were stored.
+/// What becomes of a head's numbers.
+type Stored<'a> = &'a dyn Fn(&[f32]) -> Vec<f64>;
+
+/// Whether V is in bf16, and is multiplied with weights in bf16.
+fn has_bf16(isa: Isa, kv_type: KvType) -> bool {
+    isa == Isa::Avx512Bf16 && kv_type == KvType::F16
+}
+
+/// What a head's numbers are after they were stored, but for V in bf16.
 fn stored(kv_type: KvType, head: &[f32]) -> Vec<f64> {
     let half = |x: f32| half::f16::from_f32(x).to_f32();
     let code = |scale: f32, x: f32| f64::from((x * (1.0 / scale)).round_ties_even() * scale);
@@ -184,12 +202,20 @@ fn attention_is_right_for_all_shapes_and_types() {
             for kv_type in KvType::ALL {
                 let sequences = [(1, 1), (33, 1), (100, 100), (75, 5), (64, 33)];
                 let case = Case::new(shape(heads, kv_heads, dim, window), kv_type, &sequences);
-                let expected = case.expected(|head| stored(kv_type, head));
+                let key = |head: &[f32]| stored(kv_type, head);
+                let expected = case.expected((&key, &key));
+                let bf16 = |x: &f32| half::bf16::from_f32(*x).to_f64();
+                let value = |head: &[f32]| head.iter().map(bf16).collect();
+                let expected_of_bf16 = case.expected((&key, &value));
                 for isa in isas() {
                     let what = format!(
                         "{isa}, {kv_type}, {heads} heads over {kv_heads} of {dim}, window {window:?}"
                     );
-                    assert_close(&what, &case.run(&compute(isa, 2)), &expected, 2e-6);
+                    let (expected, tolerance) = match has_bf16(isa, kv_type) {
+                        true => (&expected_of_bf16, 2e-2),
+                        false => (&expected, 2e-6),
+                    };
+                    assert_close(&what, &case.run(&compute(isa, 2)), expected, tolerance);
                 }
             }
         }
@@ -198,20 +224,23 @@ fn attention_is_right_for_all_shapes_and_types() {
 
 #[test]
 fn what_a_type_costs_against_exact_keys_and_values_is_bounded() {
-    // Measured 6.2e-7, 1.8e-3 and 3.2e-2: of a sum of V, which is up to 1, where it nearly cancels.
+    // Measured 6.2e-7, 1.8e-3 and 3.2e-2, with V in bf16 2.2e-2: of a sum of V, which is up to 1, where
+    // it nearly cancels.
     for (kv_type, bound) in [
         (KvType::F32, 2e-6),
         (KvType::F16, 4e-3),
         (KvType::Q8_0, 6e-2),
     ] {
         let case = Case::new(shape(6, 2, 64, None), kv_type, &[(300, 40), (50, 50)]);
-        let exact = case.expected(|head| head.iter().map(|x| f64::from(*x)).collect());
+        let exact = |head: &[f32]| head.iter().map(|x| f64::from(*x)).collect();
+        let exact = case.expected((&exact, &exact));
         for isa in isas() {
             let out = case.run(&compute(isa, 2));
             let error =
                 |(x, (exact, size)): (&f32, &(f64, f64))| (f64::from(*x) - exact).abs() / size;
             let worst = out.iter().zip(&exact).map(error).fold(0.0, f64::max);
             println!("{isa}, {kv_type}: {worst:e}");
+            let bound = if has_bf16(isa, kv_type) { 4e-2 } else { bound };
             assert_close(&format!("{isa}, {kv_type}"), &out, &exact, bound);
         }
     }
@@ -294,12 +323,15 @@ fn a_copied_run_of_slots_reads_like_the_first_and_leaves_the_rest() {
         .flat_map(|it| copies.map(|copied| (it, copied)))
     {
         let storage = || {
-            let mut kv = KvStorage::new(KvShape {
-                kv_type,
-                num_kv_heads: 1,
-                head_dim: 24,
-                num_slots: 128,
-            });
+            let mut kv = KvStorage::new(
+                compute.isa(),
+                KvShape {
+                    kv_type,
+                    num_kv_heads: 1,
+                    head_dim: 24,
+                    num_slots: 128,
+                },
+            );
             kv.write(&compute, &slots, &rows, (width, 24));
             kv
         };

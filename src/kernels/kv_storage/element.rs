@@ -18,6 +18,7 @@ pub const SCALE_GROUP: usize = 32;
 #[serde(rename_all = "lowercase")]
 pub enum KvType {
     F32,
+    /// 16 bits: f16, and for V bf16 where the instruction set multiplies that.
     #[default]
     F16,
     /// 8 bits, and for each 32 elements of a head a scale of 16.
@@ -50,16 +51,11 @@ impl FromStr for KvType {
     }
 }
 
-/// A number as the storage holds it: an f32, the bits of an f16, or a code to be multiplied with the
-/// scale of its group.
-pub trait Element: Copy + Default + fmt::Debug + Send + Sync + 'static {
+/// A number of V as the storage holds it.
+pub trait Value: Copy + Default + fmt::Debug + Send + Sync + 'static {
     const IS_SCALED: bool;
-
-    /// Exact.
-    fn to_f32(self) -> f32;
-
-    /// Writes a token's key into a lane of a tile and of its scales.
-    fn write_key(isa: Isa, k: &[f32], lane: usize, tile: &mut [Self], scales: &mut [u16]);
+    /// Slots whose elements alternate in a column.
+    const SLOTS_TOGETHER: usize = 1;
 
     /// Writes a token's value into a slot of a tile's columns and of its scales.
     fn write_value(isa: Isa, v: &[f32], slot: usize, tile: &mut [Self], scales: &mut [u16]);
@@ -74,6 +70,16 @@ pub trait Element: Copy + Default + fmt::Debug + Send + Sync + 'static {
     }
 }
 
+/// A number of K, or V, as the storage holds it: an f32, the bits of an f16, or a code to be multiplied
+/// with the scale of its group.
+pub trait Element: Value {
+    /// Exact.
+    fn to_f32(self) -> f32;
+
+    /// Writes a token's key into a lane of a tile and of its scales.
+    fn write_key(isa: Isa, k: &[f32], lane: usize, tile: &mut [Self], scales: &mut [u16]);
+}
+
 /// Spreads what a token has of up to 16 rows of a tile over its lane.
 #[inline(always)]
 fn scatter<T: Copy>(elements: &[T], lane: usize, rows: &mut [T]) {
@@ -83,8 +89,6 @@ fn scatter<T: Copy>(elements: &[T], lane: usize, rows: &mut [T]) {
 }
 
 impl Element for f32 {
-    const IS_SCALED: bool = false;
-
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
@@ -93,6 +97,10 @@ impl Element for f32 {
     fn write_key(_: Isa, k: &[f32], lane: usize, tile: &mut [f32], _: &mut [u16]) {
         scatter(k, lane, tile);
     }
+}
+
+impl Value for f32 {
+    const IS_SCALED: bool = false;
 
     fn write_value(_: Isa, v: &[f32], slot: usize, tile: &mut [f32], _: &mut [u16]) {
         for (v, column) in v
@@ -105,8 +113,6 @@ impl Element for f32 {
 }
 
 impl Element for u16 {
-    const IS_SCALED: bool = false;
-
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f16_to_f32(self)
@@ -115,6 +121,10 @@ impl Element for u16 {
     fn write_key(isa: Isa, k: &[f32], lane: usize, tile: &mut [u16], _: &mut [u16]) {
         write_key_halves(isa, k, lane, tile);
     }
+}
+
+impl Value for u16 {
+    const IS_SCALED: bool = false;
 
     fn write_value(isa: Isa, v: &[f32], slot: usize, tile: &mut [u16], _: &mut [u16]) {
         write_value_halves(isa, v, slot, tile);
@@ -144,8 +154,6 @@ for_each_isa! {
 }
 
 impl Element for i8 {
-    const IS_SCALED: bool = true;
-
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from(self)
@@ -154,6 +162,10 @@ impl Element for i8 {
     fn write_key(isa: Isa, k: &[f32], lane: usize, tile: &mut [i8], scales: &mut [u16]) {
         write_key_codes(isa, k, lane, tile, scales);
     }
+}
+
+impl Value for i8 {
+    const IS_SCALED: bool = true;
 
     fn write_value(isa: Isa, v: &[f32], slot: usize, tile: &mut [i8], scales: &mut [u16]) {
         write_value_codes(isa, v, slot, tile, scales);

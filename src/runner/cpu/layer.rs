@@ -73,7 +73,7 @@ impl Layer {
             mlp_norm: Norm::load(spec, &weights.mlp_norm)?,
             up,
             down: packer.linear(&weights.down, in_order)?,
-            kv: KvStorage::new(kv),
+            kv: KvStorage::new(packer.isa(), kv),
         })
     }
 

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use candle_core::quantized::GgmlDType;
 
-use crate::kernels::{Activations, Compute, Epilogue, Needs, PackedMatrix, PanelFormat};
+use crate::kernels::{Activations, Compute, Epilogue, Isa, Needs, PackedMatrix, PanelFormat};
 use crate::kernels::{SourceFormat, SourceMatrix, matmul, needs};
 use crate::model::{LinearWeights, StoredTensor};
 
@@ -27,6 +27,11 @@ impl<'a> Packer<'a> {
     pub fn new(compute: &'a Compute) -> Self {
         let bytes = Vec::new();
         Self { compute, bytes }
+    }
+
+    /// What the packed weights are for.
+    pub fn isa(&self) -> Isa {
+        self.compute.isa()
     }
 
     /// Packs each tensor of a layer as a part of its own.
