@@ -21,6 +21,10 @@ const LOUD: f32 = 1.0;
 /// Rows whose loud groups one word tells: kernels take at most as many at once.
 pub(super) const RUN_ROWS: usize = u64::BITS as usize;
 
+/// Fewer elements are quicker done than shared out.
+const MIN_ELEMENTS: usize = 4096;
+/// Pairs of bf16 that a thread takes at once, of a block of rows.
+const ROUNDED_PAIRS: usize = 64;
 /// Rows whose bf16 lie together.
 pub(super) const BF16_ROWS: usize = 16;
 
@@ -247,13 +251,7 @@ impl Activations {
             grow(&mut self.loud, num_groups);
         }
         let isa = compute.isa();
-        let needs_bf16 = needs.bf16 && isa == Isa::Avx512Bf16;
-        let pairs_len = len.div_ceil(2);
-        if needs_bf16 {
-            grow(&mut self.bf16_pairs, num_rows * pairs_len);
-        }
         let values = SharedMut::new(&mut self.values);
-        let bf16_pairs = SharedMut::new(&mut self.bf16_pairs);
         let codes = SharedCodes {
             row_stride: self.row_stride,
             codes: SharedMut::new(&mut self.codes),
@@ -262,8 +260,6 @@ impl Activations {
             fine_scales: SharedMut::new(&mut self.fine_scales),
             loud: SharedMut::new(&mut self.loud),
         };
-        // Few short rows are quicker done than shared out.
-        const MIN_ELEMENTS: usize = 4096;
         let chunk = compute
             .pool()
             .chunk_of(num_rows)
@@ -277,17 +273,40 @@ impl Activations {
                     // The groups of a row are its own, as `quantize_row` asks.
                     quantize::quantize_row(isa, &codes, row, values);
                 }
-                if needs_bf16 {
-                    let first = row / BF16_ROWS * BF16_ROWS;
-                    let start = first * pairs_len + row % BF16_ROWS;
-                    // Each row has places of its own, and is visited once.
-                    round_row(
-                        isa,
-                        &bf16_pairs,
-                        start,
-                        BF16_ROWS.min(num_rows - first),
-                        values,
-                    );
+            }
+        });
+        if needs.bf16 && isa == Isa::Avx512Bf16 {
+            self.round(compute);
+        }
+    }
+
+    /// Rounds the values to bf16, some columns of a block of rows after the other: their rows alternate
+    /// in the cache's lines, which threads that took whole rows would pull from each other.
+    fn round(&mut self, compute: &Compute) {
+        let (isa, values) = (compute.isa(), &self.values);
+        let (len, num_rows) = (self.row_len, self.num_rows);
+        let num_pairs = len.div_ceil(2);
+        grow(&mut self.bf16_pairs, num_rows * num_pairs);
+        let bf16_pairs = SharedMut::new(&mut self.bf16_pairs);
+        let chunks = num_pairs.div_ceil(ROUNDED_PAIRS);
+        let num_items = num_rows.div_ceil(BF16_ROWS) * chunks;
+        let elements = 2 * ROUNDED_PAIRS * BF16_ROWS.min(num_rows);
+        let chunk = MIN_ELEMENTS.div_ceil(elements.max(1));
+        compute.pool().for_each(num_items, chunk, |items| {
+            for item in items {
+                let first = item / chunks * BF16_ROWS;
+                let block_rows = BF16_ROWS.min(num_rows - first);
+                let start = item % chunks * ROUNDED_PAIRS;
+                let end = num_pairs.min(start + ROUNDED_PAIRS);
+                let block = first * num_pairs;
+                // SAFETY: each item has pairs of its own, and is visited once.
+                let pairs = unsafe {
+                    bf16_pairs.part(block + start * block_rows..block + end * block_rows)
+                };
+                for row in 0..block_rows {
+                    let values = &values[(first + row) * len..][..len];
+                    let values = &values[2 * start..len.min(2 * end)];
+                    round_row(isa, pairs, row, block_rows, values);
                 }
             }
         });
@@ -338,18 +357,15 @@ struct SharedCodes<'a> {
 }
 
 for_each_isa! {
-    /// Rounds a row to bf16, to every `stride`-th place from `start` on, which nobody else uses
-    /// meanwhile.
-    fn round_row(pairs: &SharedMut<'_, u32>, start: usize, stride: usize, values: &[f32]) {
+    /// Rounds part of a row to bf16, to its places among those of as many rows.
+    fn round_row(pairs: &mut [u32], row: usize, num_rows: usize, values: &[f32]) {
         let (twos, last) = values.as_chunks::<2>();
-        for (i, [first, second]) in twos.iter().enumerate() {
-            let pair = upper_bf16(*first) >> 16 | upper_bf16(*second);
-            // SAFETY: as the caller promises.
-            unsafe { pairs.write(start + i * stride, pair) };
+        let mut places = pairs[row..].iter_mut().step_by(num_rows);
+        for ([first, second], place) in twos.iter().zip(&mut places) {
+            *place = upper_bf16(*first) >> 16 | upper_bf16(*second);
         }
-        if let [value] = last {
-            // SAFETY: as above.
-            unsafe { pairs.write(start + twos.len() * stride, upper_bf16(*value) >> 16) };
+        if let ([value], Some(place)) = (last, places.next()) {
+            *place = upper_bf16(*value) >> 16;
         }
     }
 }
@@ -477,7 +493,7 @@ mod tests {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             for len in [values.len() - 1, values.len()] {
                 let mut pairs = vec![u32::MAX; 3 * len.div_ceil(2)];
-                round_row(isa, &SharedMut::new(&mut pairs), 1, 3, &values[..len]);
+                round_row(isa, &mut pairs, 1, 3, &values[..len]);
                 for (i, [before, pair, after]) in pairs.as_chunks::<3>().0.iter().enumerate() {
                     assert_eq!([before, after], [&u32::MAX; 2], "{isa}: a neighbour");
                     for (half, bits) in [*pair as u16, (pair >> 16) as u16].into_iter().enumerate()
@@ -507,5 +523,40 @@ mod tests {
             let (_, group) = quantize(isa, &[f32::INFINITY; 32]);
             assert!(!group.scale.is_finite());
         }
+    }
+
+    #[test]
+    fn rows_in_bf16_lie_by_blocks_and_pairs() -> std::io::Result<()> {
+        if !Isa::Avx512Bf16.is_available() {
+            return Ok(());
+        }
+        let compute = Compute::new(Isa::Avx512Bf16, Pool::new(3)?);
+        for (num_rows, len) in [(1, 1), (1, 4099), (5, 130), (16, 128), (35, 257), (64, 900)] {
+            let mut x = Activations::default();
+            x.resize(num_rows, len);
+            for (i, value) in x.values_mut().iter_mut().enumerate() {
+                *value = half::bf16::from_bits(i as u16 & 0x3fff).to_f32();
+            }
+            let needs = Needs {
+                codes: false,
+                bf16: true,
+            };
+            x.quantize(&compute, needs);
+            let num_pairs = len.div_ceil(2);
+            for row in 0..num_rows {
+                let first = row / BF16_ROWS * BF16_ROWS;
+                let block_rows = BF16_ROWS.min(num_rows - first);
+                for pair in 0..num_pairs {
+                    let stored = x.bf16_pairs(first)[pair * block_rows + row - first];
+                    let bits = |column: usize| match column < len {
+                        true => (row * len + column) as u32 & 0x3fff,
+                        false => 0,
+                    };
+                    let expected = bits(2 * pair) | bits(2 * pair + 1) << 16;
+                    assert_eq!(stored, expected, "{num_rows} x {len}: {row}, {pair}");
+                }
+            }
+        }
+        Ok(())
     }
 }

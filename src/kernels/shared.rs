@@ -32,18 +32,6 @@ impl<'a, T> SharedMut<'a, T> {
     }
 
     /// # Safety
-    /// Meanwhile no part with this place may be in use.
-    ///
-    /// # Panics
-    /// If the place is not inside the slice.
-    #[inline(always)]
-    pub unsafe fn write(&self, at: usize, value: T) {
-        assert!(at < self.len, "bug: {at} of {}", self.len);
-        // SAFETY: inside the slice, as checked, and not aliased, as the caller promises.
-        unsafe { *self.start.add(at) = value };
-    }
-
-    /// # Safety
     /// While the result lives, no other part that overlaps `range` may be in use.
     ///
     /// # Panics
