@@ -100,7 +100,8 @@ fn measure(model: &LoadedModel, compares: bool) -> anyhow::Result<()> {
         ("prefill", 1, 256, 768),
     ] {
         let name = format!("{what} {sequences:2} x {tokens:3} at {context:4}");
-        if !setting("ONLY").is_none_or(|only| name.contains(&only)) {
+        let fits = context + tokens <= spec.max_positions;
+        if !fits || !setting("ONLY").is_none_or(|only| name.contains(&only)) {
             continue;
         }
         // What was never written is the system's one page of zeros, quicker to read than a cache.
