@@ -10,14 +10,28 @@ const ALIGNMENT: usize = 64;
 /// from the system, and skips what lies before the first boundary.
 #[derive(Debug)]
 pub(super) struct Aligned<T> {
-    buffer: Vec<T>,
+    buffer: Box<[T]>,
     start: usize,
     len: usize,
 }
 
-impl<T: Copy + Default> Aligned<T> {
+/// A number that is 0 where all of its bits are.
+///
+/// # Safety
+/// It is one.
+pub(super) unsafe trait Number {}
+// SAFETY: they are.
+unsafe impl Number for f32 {}
+// SAFETY: as above.
+unsafe impl Number for u16 {}
+// SAFETY: as above.
+unsafe impl Number for i8 {}
+
+impl<T: Number> Aligned<T> {
     pub fn zeros(len: usize) -> Self {
-        let buffer = vec![T::default(); len + ALIGNMENT / size_of::<T>()];
+        let buffer = Box::new_zeroed_slice(len + ALIGNMENT / size_of::<T>());
+        // SAFETY: zeros are numbers.
+        let buffer: Box<[T]> = unsafe { buffer.assume_init() };
         let start = buffer.as_ptr().align_offset(ALIGNMENT);
         Self { buffer, start, len }
     }

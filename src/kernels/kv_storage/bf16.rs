@@ -6,11 +6,15 @@ use std::arch::x86_64::*;
 use super::element::Value;
 use super::{COLUMN, TILE_TOKENS};
 use crate::kernels::Isa;
+use crate::kernels::aligned::Number;
 
 /// The bits of a bf16. In a column, the elements of two slots alternate.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(transparent)]
 pub struct Bf16(u16);
+
+// SAFETY: bits of 0 are the number 0.
+unsafe impl Number for Bf16 {}
 
 impl Value for Bf16 {
     const IS_SCALED: bool = false;

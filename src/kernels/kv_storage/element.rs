@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{COLUMN, TILE_TOKENS};
 use crate::kernels::Isa;
+use crate::kernels::aligned::Number;
 use crate::kernels::isa::for_each_isa;
 use crate::kernels::math::{ROUND, f16_to_f32, f32_to_f16};
 
@@ -52,7 +53,7 @@ impl FromStr for KvType {
 }
 
 /// A number of V as the storage holds it.
-pub trait Value: Copy + Default + fmt::Debug + Send + Sync + 'static {
+pub trait Value: Number + Copy + Default + fmt::Debug + Send + Sync + 'static {
     const IS_SCALED: bool;
     /// Slots whose elements alternate in a column.
     const SLOTS_TOGETHER: usize = 1;
