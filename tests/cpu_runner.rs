@@ -120,36 +120,10 @@ fn a_batch_with_others_gives_the_same_bits() {
     for model in MODELS {
         for kv_type in KvType::ALL {
             let mut driver = Driver::fast(&load_folder(model), (Isa::detect(), 2), kv_type);
-            batch_gives_the_same_bits(&mut driver, &cases(model), &format!("{model}, {kv_type}"));
+            driver.mix(&cases(model), |logits, alone| {
+                assert!(logits == alone, "{model}, {kv_type}");
+            });
         }
-    }
-}
-
-fn batch_gives_the_same_bits(driver: &mut Driver, cases: &[Case], what: &str) {
-    let mut alone = Vec::new();
-    for case in cases {
-        let mut sequence = Sequence::default();
-        alone.push(driver.prefill(&mut sequence, &case.ids, usize::MAX));
-        driver.free(sequence);
-    }
-    // All prompts at once, each in chunks of its own size: every step mixes prefill and decode.
-    let work: Vec<_> = cases.iter().zip(&alone).zip([1, 5, 2, 31]).collect();
-    let work: Vec<_> = work.iter().chain(&work).collect();
-    let mut sequences = vec![Sequence::default(); work.len()];
-    loop {
-        let mut step = Vec::new();
-        let mut expected = Vec::new();
-        for (sequence, ((case, alone), chunk)) in sequences.iter_mut().zip(&work) {
-            let rows = sequence.len..case.ids.len().min(sequence.len + chunk);
-            if !rows.is_empty() {
-                expected.push(&alone[rows.clone()]);
-                step.push((sequence, &case.ids[rows]));
-            }
-        }
-        if step.is_empty() {
-            break;
-        }
-        assert!(driver.step(&mut step) == expected, "{what}");
     }
 }
 

@@ -70,34 +70,9 @@ fn chunks_and_batches_change_nothing_but_rounding() {
     };
     for model in MODELS {
         let mut driver = on_gpu(gpu, &load_folder(model));
-        let cases = cases(model);
-        let mut alone = Vec::new();
-        for case in &cases {
-            let mut sequence = Sequence::default();
-            alone.push(driver.prefill(&mut sequence, &case.ids, usize::MAX));
-            driver.free(sequence);
-        }
-        // Every step mixes long and short prefills with decodes, twice over.
-        let work: Vec<_> = cases.iter().zip(&alone).zip([1, 5, 2, 31]).collect();
-        let work: Vec<_> = work.iter().chain(&work).collect();
-        let mut sequences = vec![Sequence::default(); work.len()];
-        loop {
-            let mut step = Vec::new();
-            let mut expected = Vec::new();
-            for (sequence, ((case, alone), chunk)) in sequences.iter_mut().zip(&work) {
-                let rows = sequence.len..case.ids.len().min(sequence.len + chunk);
-                if !rows.is_empty() {
-                    expected.push(&alone[rows.clone()]);
-                    step.push((sequence, &case.ids[rows]));
-                }
-            }
-            if step.is_empty() {
-                break;
-            }
-            for (logits, expected) in driver.step(&mut step).iter().zip(expected) {
-                assert_close(logits, expected, model);
-            }
-        }
+        driver.mix(&cases(model), |logits, alone| {
+            assert_close(logits, alone, model)
+        });
     }
 }
 

@@ -69,37 +69,9 @@ fn chunks_of_any_size_give_the_same_bits() {
 fn a_batch_with_others_gives_the_same_bits() {
     for model in MODELS {
         let mut driver = Driver::new(&load_folder(model));
-        let cases = cases(model);
-        let alone: Vec<_> = cases
-            .iter()
-            .map(|case| {
-                let mut sequence = Sequence::default();
-                let logits = driver.prefill(&mut sequence, &case.ids, usize::MAX);
-                driver.free(sequence);
-                logits
-            })
-            .collect();
-        // All prompts at once, each in chunks of its own size, so that every step mixes long and
-        // short prefills with decodes; twice over, so that groups hold several sequences.
-        let work: Vec<_> = cases.iter().zip(&alone).zip([1, 5, 2, 31]).collect();
-        let work: Vec<_> = work.iter().chain(&work).collect();
-        let mut sequences = vec![Sequence::default(); work.len()];
-        while sequences
-            .iter()
-            .zip(&work)
-            .any(|(s, ((case, _), _))| s.len < case.ids.len())
-        {
-            let mut step = Vec::new();
-            let mut expected = Vec::new();
-            for (sequence, ((case, alone), chunk)) in sequences.iter_mut().zip(&work) {
-                let rows = sequence.len..case.ids.len().min(sequence.len + chunk);
-                if !rows.is_empty() {
-                    expected.push(&alone[rows.clone()]);
-                    step.push((sequence, &case.ids[rows]));
-                }
-            }
-            assert!(driver.step(&mut step) == expected, "{model}");
-        }
+        driver.mix(&cases(model), |logits, alone| {
+            assert!(logits == alone, "{model}")
+        });
     }
 }
 

@@ -179,6 +179,38 @@ impl Driver {
         tokens
     }
 
+    /// Runs all prompts at once, each in chunks of its own size, so that every step mixes long and short
+    /// prefills with decodes; twice over, so that there are sequences alike. `check` gets some rows of
+    /// logits, and what they are where a prompt runs alone.
+    pub fn mix(&mut self, cases: &[Case], check: impl Fn(&[Vec<f32>], &[Vec<f32>])) {
+        let mut alone = Vec::new();
+        for case in cases {
+            let mut sequence = Sequence::default();
+            alone.push(self.prefill(&mut sequence, &case.ids, usize::MAX));
+            self.free(sequence);
+        }
+        let work: Vec<_> = cases.iter().zip(&alone).zip([1, 5, 2, 31]).collect();
+        let work: Vec<_> = work.iter().chain(&work).collect();
+        let mut sequences = vec![Sequence::default(); work.len()];
+        loop {
+            let mut step = Vec::new();
+            let mut expected = Vec::new();
+            for (sequence, ((case, alone), chunk)) in sequences.iter_mut().zip(&work) {
+                let rows = sequence.len..case.ids.len().min(sequence.len + chunk);
+                if !rows.is_empty() {
+                    expected.push(&alone[rows.clone()]);
+                    step.push((sequence, &case.ids[rows]));
+                }
+            }
+            if step.is_empty() {
+                break;
+            }
+            for (logits, expected) in self.step(&mut step).iter().zip(expected) {
+                check(logits, expected);
+            }
+        }
+    }
+
     pub fn allocate(&mut self) -> u32 {
         self.free_blocks.pop().expect("enough blocks for a test")
     }
