@@ -2,9 +2,10 @@
 //!
 //! Weights, activations, K and V have 16 bits, bf16 where the file's are bf16 and f16 otherwise; the
 //! residual stream has 32. A layer is nine launches: norm, QKV, heads (bias, rotation, K and V to their
-//! slots), attention over the blocks where they lie, output, norm, up, activation, down; a decode step is
-//! recorded when its shape is met again, and then queued at once. The output and down products add to the residual stream themselves, and their biases wait for the next norm. A row's
-//! logits are the same in every batch but for rounding: cuBLAS chooses its order of sums by the shapes.
+//! slots), attention over the blocks where they lie, output, norm, up, activation, down. A decode step is
+//! recorded when its shape is met again, and then queued at once. The output and down products add to the
+//! residual stream themselves, and their biases wait for the next norm. A row's logits are the same in
+//! every batch but for rounding: cuBLAS chooses its order of sums by the shapes.
 
 #![allow(unsafe_code)]
 
