@@ -13,7 +13,7 @@ pub enum Isa {
     AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI, beside all that `Avx2` has.
     Avx512Vnni,
-    /// The same with BF16: weights in bf16 multiply activations in bf16.
+    /// The same with BF16: weights in bf16 multiply activations in bf16, and attention sums V in bf16.
     Avx512Bf16,
 }
 

@@ -11,7 +11,10 @@
 
 mod gpu;
 mod inputs;
+mod kernels;
 mod layer;
+mod product;
+mod recording;
 
 use std::collections::HashMap;
 
@@ -19,11 +22,12 @@ use anyhow::{Result, bail, ensure};
 use candle_core::quantized::GgmlDType;
 
 pub use self::gpu::Gpu;
-use self::gpu::{
-    Address, Buffer, Element, Heads, Kernels, Matrix, Pinned, Product, Recording, StepTables,
-};
+use self::gpu::{Address, Buffer, Pinned};
 use self::inputs::{Inputs, Sender};
+use self::kernels::{Heads, Kernels, StepTables};
 use self::layer::{Layer, Linear, Loader, Norm, address};
+use self::product::{Blas, Element, Matrix, Product};
+use self::recording::Recording;
 use super::{KvLayout, Logits, RaggedBatch, Runner, memory};
 use crate::kernels::KvType;
 use crate::model::{Activation, Mlp, ModelSpec, Positions, StoredTensor, Weights};
@@ -41,6 +45,7 @@ pub struct CudaRunner {
     spec: ModelSpec,
     gpu: Gpu,
     kernels: Kernels,
+    blas: Blas,
     token_embedding: Matrix,            // (vocab_size, hidden_size)
     position_embedding: Option<Matrix>, // (max_positions, hidden_size)
     layers: Vec<Layer>,
@@ -138,6 +143,7 @@ impl CudaRunner {
         };
         let mut runner = Self {
             kernels: Kernels::new(gpu, element, spec.head_dim)?,
+            blas: Blas::new(gpu, element)?,
             token_embedding: loader.matrix(&weights.token_embedding)?,
             position_embedding: matrix(&weights.position_embedding)?,
             layers: loader.layers(&weights.layers)?,
@@ -389,7 +395,7 @@ impl CudaRunner {
 
     fn product(&self, rows: usize, x: &Buffer<u16>, matrix: &Matrix, to: Product) -> Result<()> {
         // SAFETY: `scratch`, where x and the product are, has room for the step.
-        unsafe { self.kernels.product(rows, x.address(), matrix, to) }
+        unsafe { self.blas.product(rows, x.address(), matrix, to) }
     }
 
     /// Normalises rows of the residual stream: x, the bias that it lacks, and which rows.

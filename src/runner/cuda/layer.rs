@@ -6,7 +6,8 @@ use anyhow::Result;
 use candle_core::quantized::GgmlDType;
 use half::{bf16, f16};
 
-use super::gpu::{Address, Buffer, Element, Gpu, Matrix};
+use super::gpu::{Address, Buffer, Gpu};
+use super::product::{Element, Matrix};
 use crate::model::{LayerWeights, LinearWeights, ModelSpec, NormKind, NormWeights, StoredTensor};
 
 /// Each has a tensor in memory.
