@@ -7,10 +7,12 @@
 //! is above `LOUD` times the mean of these squares in its row: nothing but the row itself decides.
 
 mod quantize;
+#[cfg(target_arch = "x86_64")]
+mod rounding;
 
 use std::ops::Range;
 
-use super::isa::for_each_isa;
+use super::aligned::Aligned;
 use super::shared::SharedMut;
 use super::{Compute, Isa};
 
@@ -147,12 +149,12 @@ pub struct Activations {
     row_len: usize,
     /// From a group of a row to its next one, in codes and scales.
     row_stride: usize,
-    values: Vec<f32>,                  // (num_rows, row_len)
-    bf16_pairs: Vec<u32>,              // (num_rows / 16, row_len / 2, 16)
-    codes: Vec<[i8; CODE_GROUP]>,      // (row_len / 32, row_stride)
-    scales: Vec<GroupScale>,           // (row_len / 32, row_stride)
-    fine_codes: Vec<[i8; CODE_GROUP]>, // (row_len / 32, row_stride), set where loud
-    fine_scales: Vec<GroupScale>,      // (row_len / 32, row_stride), set where loud
+    values: Aligned<f32>,         // (num_rows, row_len)
+    bf16_pairs: Aligned<u32>,     // (num_rows / 16, row_len / 2, 16)
+    codes: Aligned<i8>,           // (row_len / 32, row_stride, 32)
+    scales: Vec<GroupScale>,      // (row_len / 32, row_stride)
+    fine_codes: Aligned<i8>,      // (row_len / 32, row_stride, 32), set where loud
+    fine_scales: Vec<GroupScale>, // (row_len / 32, row_stride), set where loud
     /// 1 where a group is loud, else 0.
     loud: Vec<u8>, // (row_len / 32, row_stride)
 }
@@ -162,7 +164,7 @@ impl Activations {
     pub fn resize(&mut self, num_rows: usize, row_len: usize) {
         (self.num_rows, self.row_len) = (num_rows, row_len);
         self.row_stride = row_stride(num_rows);
-        grow(&mut self.values, num_rows * row_len);
+        self.values.resize(num_rows * row_len);
     }
 
     pub fn num_rows(&self) -> usize {
@@ -175,12 +177,12 @@ impl Activations {
 
     /// (num_rows, row_len)
     pub fn values(&self) -> &[f32] {
-        &self.values[..self.num_rows * self.row_len]
+        &self.values
     }
 
     /// (num_rows, row_len)
     pub fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.values[..self.num_rows * self.row_len]
+        &mut self.values
     }
 
     /// Rows from `first` on, a multiple of [`BF16_ROWS`], two values in bf16 each, the first in the
@@ -198,7 +200,7 @@ impl Activations {
         let fine = self.run(group, row..row + 1).fine(0);
         let at = group * self.row_stride + row;
         let codes = Codes {
-            codes: &self.codes[at],
+            codes: &groups_of(&self.codes)[at],
             scale: &self.scales[at],
         };
         (codes, fine)
@@ -211,9 +213,9 @@ impl Activations {
         let start = group * self.row_stride;
         let at = start + rows.start..start + rows.end;
         RunOfCodes {
-            codes: &self.codes[at.clone()],
+            codes: &groups_of(&self.codes)[at.clone()],
             scales: &self.scales[at.clone()],
-            fine_codes: &self.fine_codes[at.clone()],
+            fine_codes: &groups_of(&self.fine_codes)[at.clone()],
             fine_scales: &self.fine_scales[at.clone()],
             loud: bits_of(&self.loud[at]),
         }
@@ -244,9 +246,9 @@ impl Activations {
         );
         if needs.codes {
             let num_groups = self.row_stride * len / CODE_GROUP;
-            grow(&mut self.codes, num_groups);
+            self.codes.resize(num_groups * CODE_GROUP);
+            self.fine_codes.resize(num_groups * CODE_GROUP);
             grow(&mut self.scales, num_groups);
-            grow(&mut self.fine_codes, num_groups);
             grow(&mut self.fine_scales, num_groups);
             grow(&mut self.loud, num_groups);
         }
@@ -254,9 +256,9 @@ impl Activations {
         let values = SharedMut::new(&mut self.values);
         let codes = SharedCodes {
             row_stride: self.row_stride,
-            codes: SharedMut::new(&mut self.codes),
+            codes: SharedMut::new(self.codes.as_chunks_mut().0),
             scales: SharedMut::new(&mut self.scales),
-            fine_codes: SharedMut::new(&mut self.fine_codes),
+            fine_codes: SharedMut::new(self.fine_codes.as_chunks_mut().0),
             fine_scales: SharedMut::new(&mut self.fine_scales),
             loud: SharedMut::new(&mut self.loud),
         };
@@ -275,18 +277,20 @@ impl Activations {
                 }
             }
         });
+        #[cfg(target_arch = "x86_64")]
         if needs.bf16 && isa == Isa::Avx512Bf16 {
             self.round(compute);
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
     /// Rounds the values to bf16, some columns of a block of rows after the other: their rows alternate
     /// in the cache's lines, which threads that took whole rows would pull from each other.
     fn round(&mut self, compute: &Compute) {
-        let (isa, values) = (compute.isa(), &self.values);
+        let values = &self.values;
         let (len, num_rows) = (self.row_len, self.num_rows);
         let num_pairs = len.div_ceil(2);
-        grow(&mut self.bf16_pairs, num_rows * num_pairs);
+        self.bf16_pairs.resize(num_rows * num_pairs);
         let bf16_pairs = SharedMut::new(&mut self.bf16_pairs);
         let chunks = num_pairs.div_ceil(ROUNDED_PAIRS);
         let num_items = num_rows.div_ceil(BF16_ROWS) * chunks;
@@ -303,11 +307,9 @@ impl Activations {
                 let pairs = unsafe {
                     bf16_pairs.part(block + start * block_rows..block + end * block_rows)
                 };
-                for row in 0..block_rows {
-                    let values = &values[(first + row) * len..][..len];
-                    let values = &values[2 * start..len.min(2 * end)];
-                    round_row(isa, pairs, row, block_rows, values);
-                }
+                let rows = &values[first * len..(first + block_rows) * len];
+                // SAFETY: a Compute holds only an instruction set that the machine has.
+                unsafe { rounding::round_columns(rows, len, 2 * start..len.min(2 * end), pairs) };
             }
         });
     }
@@ -356,32 +358,10 @@ struct SharedCodes<'a> {
     loud: SharedMut<'a, u8>,
 }
 
-for_each_isa! {
-    /// Rounds part of a row to bf16, to its places among those of as many rows.
-    fn round_row(pairs: &mut [u32], row: usize, num_rows: usize, values: &[f32]) {
-        let (twos, last) = values.as_chunks::<2>();
-        let mut places = pairs[row..].iter_mut().step_by(num_rows);
-        for ([first, second], place) in twos.iter().zip(&mut places) {
-            *place = upper_bf16(*first) >> 16 | upper_bf16(*second);
-        }
-        if let ([value], Some(place)) = (last, places.next()) {
-            *place = upper_bf16(*value) >> 16;
-        }
-    }
-}
-
-/// The nearest bf16, an even one if two are, in the upper half.
+/// Codes by groups.
 #[inline(always)]
-fn upper_bf16(value: f32) -> u32 {
-    let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    // Rounding could carry a NaN over to a number.
-    let upper = if value.is_nan() {
-        f32::NAN.to_bits()
-    } else {
-        rounded
-    };
-    upper & 0xffff_0000
+fn groups_of(codes: &[i8]) -> &[[i8; CODE_GROUP]] {
+    codes.as_chunks().0
 }
 
 #[cfg(test)]
@@ -470,43 +450,6 @@ mod tests {
                     0.5 / 250.0
                 };
                 assert!(error < most, "{isa}: {i} is {error:e} off");
-            }
-        }
-    }
-
-    #[test]
-    fn values_are_rounded_to_bf16_as_the_half_crate_does() {
-        let mut values: Vec<f32> = (0..4099).map(|i| (i as f32 * 0.37).sin() * 1e3).collect();
-        values.extend([
-            0.0,
-            -0.0,
-            f32::INFINITY,
-            f32::NEG_INFINITY,
-            f32::MAX,
-            1.0 + 1.0 / 256.0,
-        ]);
-        values.extend([
-            f32::from_bits(0x7fff_ffff),
-            f32::from_bits(0xffff_ffff),
-            f32::NAN,
-        ]);
-        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-            for len in [values.len() - 1, values.len()] {
-                let mut pairs = vec![u32::MAX; 3 * len.div_ceil(2)];
-                round_row(isa, &mut pairs, 1, 3, &values[..len]);
-                for (i, [before, pair, after]) in pairs.as_chunks::<3>().0.iter().enumerate() {
-                    assert_eq!([before, after], [&u32::MAX; 2], "{isa}: a neighbour");
-                    for (half, bits) in [*pair as u16, (pair >> 16) as u16].into_iter().enumerate()
-                    {
-                        let value = values[..len].get(2 * i + half).copied().unwrap_or(0.0);
-                        let (rounded, expected) =
-                            (half::bf16::from_bits(bits), half::bf16::from_f32(value));
-                        assert!(
-                            rounded == expected || rounded.is_nan() && expected.is_nan(),
-                            "{isa}: {value}"
-                        );
-                    }
-                }
             }
         }
     }

@@ -4,12 +4,12 @@ use std::ops::{Deref, DerefMut};
 
 const ALIGNMENT: usize = 64;
 
-/// A fixed number of zeros at first.
+/// Zeros at first.
 ///
 /// An aligned allocation would be written with zeros at once; this one comes as untouched pages
 /// from the system, and skips what lies before the first boundary.
 #[derive(Debug)]
-pub(super) struct Aligned<T> {
+pub struct Aligned<T> {
     buffer: Box<[T]>,
     start: usize,
     len: usize,
@@ -19,9 +19,11 @@ pub(super) struct Aligned<T> {
 ///
 /// # Safety
 /// It is one.
-pub(super) unsafe trait Number {}
+pub unsafe trait Number {}
 // SAFETY: they are.
 unsafe impl Number for f32 {}
+// SAFETY: as above.
+unsafe impl Number for u32 {}
 // SAFETY: as above.
 unsafe impl Number for u16 {}
 // SAFETY: as above.
@@ -34,6 +36,21 @@ impl<T: Number> Aligned<T> {
         let buffer: Box<[T]> = unsafe { buffer.assume_init() };
         let start = buffer.as_ptr().align_offset(ALIGNMENT);
         Self { buffer, start, len }
+    }
+
+    /// Makes the length `len`. In new memory, taken where the old was too short, all are zeros; else
+    /// each element is what its place held last.
+    pub fn resize(&mut self, len: usize) {
+        match self.buffer.len() < self.start + len {
+            true => *self = Self::zeros(len),
+            false => self.len = len,
+        }
+    }
+}
+
+impl<T: Number> Default for Aligned<T> {
+    fn default() -> Self {
+        Self::zeros(0)
     }
 }
 

@@ -21,6 +21,7 @@ use std::ops::Range;
 
 pub use self::plan::AttentionPlan;
 use self::plan::Unit;
+use super::aligned::Aligned;
 use super::elementwise::sum;
 use super::isa::for_each_isa;
 use super::kv_storage::{Bf16, Head, KvShape, KvStorage, TILE_TOKENS, Tiles, Value, with_heads};
@@ -89,14 +90,14 @@ struct Scratch {
     /// Queries of the rows that a kernel takes at once. (head_dim, rows)
     queries: Vec<f32>,
     /// Scores, then weights: piece after piece, each of the rows that a kernel takes at once, tile by
-    /// tile. (pieces, tiles, rows)
-    scores: Vec<[f32; TILE_TOKENS]>,
-    /// Those of all rows of a group with the tiles that they share. (shared tiles, rows)
-    shared_scores: Vec<[f32; TILE_TOKENS]>,
+    /// tile. (pieces, tiles, rows, 16)
+    scores: Aligned<f32>,
+    /// Those of all rows of a group with the tiles that they share. (shared tiles, rows, 16)
+    shared_scores: Aligned<f32>,
     /// What makes the weights of a row sum to 1. (rows of a group)
     factors: Vec<f32>,
     /// (rows of a group, padded head_dim)
-    sums: Vec<f32>,
+    sums: Aligned<f32>,
 }
 
 thread_local! {
@@ -294,17 +295,18 @@ fn attend_group<'a, K: Readable, V: Values>(
             .iter()
             .flat_map(|unit| (0..rows_of(unit)).map(move |index| query(unit, index)));
         transpose(rows, num_rows, shape.head_dim, queries);
-        shared_scores.resize(shared_tiles * num_rows, [0.0; TILE_TOKENS]);
+        shared_scores.resize(shared_tiles * num_rows * TILE_TOKENS);
         let (tiles, all) = (&tiles[..shared_tiles], (num_rows, &**queries));
-        multiply_keys(isa, &head.keys, tiles, all, shared_scores);
+        multiply_keys(isa, &head.keys, tiles, all, shared_scores.as_chunks_mut().0);
     }
     let num_scores = contexts().map(|(unit, context)| context.num_tiles() * rows_of(unit));
     let num_scores = num_scores.sum::<usize>();
-    scores.resize(scores.len().max(num_scores), [0.0; TILE_TOKENS]);
+    scores.resize(num_scores * TILE_TOKENS);
 
     let scale = (shape.head_dim as f32).powf(-0.5);
     factors.clear();
-    let (mut rest_tiles, mut rest_scores) = (&**tiles, &mut **scores);
+    let shared_scores = shared_scores.as_chunks_mut().0;
+    let (mut rest_tiles, mut rest_scores) = (&**tiles, scores.as_chunks_mut::<TILE_TOKENS>().0);
     for (unit, context) in contexts() {
         let own_tiles = &split_off(&mut rest_tiles, context.num_tiles())[shared_tiles..];
         for rows in pieces(isa, rows_of(unit)) {
@@ -330,14 +332,15 @@ fn attend_group<'a, K: Readable, V: Values>(
         }
     }
 
-    sums.clear();
-    sums.resize(num_rows * kv_shape.padded_dim(), 0.0);
+    sums.resize(num_rows * kv_shape.padded_dim());
+    sums.fill(0.0);
     let shared_len = shared_tiles * TILE_TOKENS;
     if shared_tiles > 0 {
-        let weights = (num_rows, &**shared_scores, shared_len);
+        let weights = (num_rows, &*shared_scores, shared_len);
         V::sum_values(isa, &head.values, &tiles[..shared_tiles], weights, sums);
     }
-    let (mut rest_tiles, mut rest_scores, mut rest_sums) = (&**tiles, &**scores, &mut **sums);
+    let (mut rest_tiles, mut rest_scores, mut rest_sums) =
+        (&**tiles, scores.as_chunks().0, &mut **sums);
     for (unit, context) in contexts() {
         let own_tiles = &split_off(&mut rest_tiles, context.num_tiles())[shared_tiles..];
         for rows in pieces(isa, rows_of(unit)) {

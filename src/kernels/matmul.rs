@@ -16,6 +16,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::activations::{Activations, Needs, RUN_ROWS};
+use super::aligned::Aligned;
 use super::elementwise::Activation;
 use super::isa::for_each_isa;
 use super::packed::{PANEL_ROWS, PackedMatrix, Panel, PanelFormat};
@@ -158,14 +159,14 @@ fn locate(parts: &[PackedMatrix], mut index: usize) -> (&PackedMatrix, usize, us
 /// Splits rows into runs, whose sums stay in the first cache, each with `N` buffers of zeros.
 fn for_rows<const N: usize>(num_rows: usize, mut f: impl FnMut(Range<usize>, [&mut Sums; N])) {
     thread_local! {
-        static SUMS: RefCell<Vec<[f32; PANEL_ROWS]>> = const { RefCell::new(Vec::new()) };
+        static SUMS: RefCell<Aligned<f32>> = RefCell::default();
     }
     SUMS.with_borrow_mut(|sums| {
         for start in (0..num_rows).step_by(RUN_ROWS) {
             let rows = start..num_rows.min(start + RUN_ROWS);
-            sums.clear();
-            sums.resize(N * rows.len(), [0.0; PANEL_ROWS]);
-            let mut buffers = sums.chunks_exact_mut(rows.len());
+            sums.resize(N * rows.len() * PANEL_ROWS);
+            sums.fill(0.0);
+            let mut buffers = sums.as_chunks_mut().0.chunks_exact_mut(rows.len());
             f(
                 rows,
                 std::array::from_fn(|_| buffers.next().expect("bug: N buffers")),

@@ -25,6 +25,7 @@ mod shared;
 mod weight_memory;
 
 pub use activations::{Activations, CODE_GROUP, Codes, GroupScale, Needs};
+pub use aligned::Aligned;
 pub use attention::{AttentionBatch, AttentionPlan, AttentionShape, attend};
 pub use blocks::SourceFormat;
 pub use elementwise::{Activation, HeadTransform, NormKind, Rotation, activate, embed, normalize};

@@ -14,6 +14,19 @@ pub(super) fn prefetch<T>(address: *const T) {
     let _ = address;
 }
 
+/// The same for what is read some time later, with more before it than the first cache holds.
+#[inline(always)]
+pub(super) fn prefetch_to_second_cache<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// The same for memory that is written: it comes to this core alone.
 #[inline(always)]
 pub(super) fn prefetch_for_write<T>(address: *const T) {

@@ -22,7 +22,7 @@ use self::linear::Packer;
 use self::rows::Rows;
 use super::{KvLayout, Logits, RaggedBatch, Runner, memory};
 use crate::kernels::{
-    Activations, AttentionPlan, AttentionShape, Compute, Epilogue, Isa, KvShape, KvType,
+    Activations, Aligned, AttentionPlan, AttentionShape, Compute, Epilogue, Isa, KvShape, KvType,
     PackedMatrix, Pool, Rotation, TILE_TOKENS, embed, matmul, needs,
 };
 use crate::model::{ModelSpec, Positions, StoredTensor, Weights};
@@ -48,9 +48,9 @@ pub struct CpuRunner {
 struct Scratch {
     rows: Rows,
     /// The residual stream. (rows, hidden_size)
-    x: Vec<f32>,
+    x: Aligned<f32>,
     normed: Activations,
-    qkv: Vec<f32>, // (rows, qkv_features)
+    qkv: Aligned<f32>, // (rows, qkv_features)
     attended: Activations,
     inner: Activations,
     rotation: Option<Rotation>,
@@ -146,9 +146,7 @@ impl CpuRunner {
     /// Embeds the tokens and prepares what all layers share.
     fn begin_step(&mut self, batch: &RaggedBatch) {
         let scratch = &mut self.scratch;
-        scratch
-            .x
-            .resize(batch.num_tokens() * self.spec.hidden_size, 0.0);
+        scratch.x.resize(batch.num_tokens() * self.spec.hidden_size);
         embed(
             &self.compute,
             (&self.token_embedding, &batch.token_ids),
@@ -176,8 +174,11 @@ impl CpuRunner {
         let Scratch { rows, x, qkv, .. } = &mut self.scratch;
         if batch.logit_rows.len() < rows.len() {
             rows.keep(&batch.logit_rows);
-            rows::compact(&batch.logit_rows, self.spec.hidden_size, x);
-            rows::compact(&batch.logit_rows, self.spec.qkv_features(), qkv);
+            let widths = [self.spec.hidden_size, self.spec.qkv_features()];
+            for (matrix, width) in [x, qkv].into_iter().zip(widths) {
+                rows::compact(&batch.logit_rows, width, matrix);
+                matrix.resize(rows.len() * width);
+            }
             self.plan_attention(batch);
         }
     }

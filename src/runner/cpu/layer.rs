@@ -108,7 +108,7 @@ impl Layer {
         self.attention_norm
             .apply(compute, x, (normed, self.qkv.needs()));
         let width = spec.qkv_features();
-        qkv.resize(slots.len() * width, 0.0);
+        qkv.resize(slots.len() * width);
         self.qkv.forward(compute, normed, (Epilogue::Store, qkv));
         let heads = HeadTransform {
             num_heads: spec.num_heads,

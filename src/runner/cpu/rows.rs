@@ -21,6 +21,7 @@ impl Rows {
     /// Leaves these rows, which are ascending.
     pub fn keep(&mut self, kept: &[u32]) {
         compact(kept, 1, &mut self.positions);
+        self.positions.truncate(kept.len());
         for start in &mut self.start {
             *start = kept.partition_point(|row| row < start) as u32;
         }
@@ -40,13 +41,12 @@ impl Rows {
     }
 }
 
-/// Leaves some rows of a matrix, ascending: (any, width) to (kept, width).
-pub(super) fn compact<T: Copy>(kept: &[u32], width: usize, matrix: &mut Vec<T>) {
+/// Moves some rows of a matrix, ascending, to its start.
+pub(super) fn compact<T: Copy>(kept: &[u32], width: usize, matrix: &mut [T]) {
     for (to, &from) in kept.iter().enumerate() {
         let from = from as usize * width;
         matrix.copy_within(from..from + width, to * width);
     }
-    matrix.truncate(kept.len() * width);
 }
 
 #[cfg(test)]
