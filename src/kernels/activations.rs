@@ -147,23 +147,22 @@ impl ExactSizeIterator for LoudRows<'_> {}
 pub struct Activations {
     num_rows: usize,
     row_len: usize,
-    /// From a group of a row to its next one, in codes and scales.
-    row_stride: usize,
     values: Aligned<f32>,         // (num_rows, row_len)
     bf16_pairs: Aligned<u32>,     // (num_rows / 16, row_len / 2, 16)
-    codes: Aligned<i8>,           // (row_len / 32, row_stride, 32)
-    scales: Vec<GroupScale>,      // (row_len / 32, row_stride)
-    fine_codes: Aligned<i8>,      // (row_len / 32, row_stride, 32), set where loud
-    fine_scales: Vec<GroupScale>, // (row_len / 32, row_stride), set where loud
-    /// 1 where a group is loud, else 0.
-    loud: Vec<u8>, // (row_len / 32, row_stride)
+    codes: Aligned<i8>,           // (row_len / 32, num_rows, 32)
+    scales: Vec<GroupScale>,      // (row_len / 32, num_rows)
+    fine_codes: Aligned<i8>,      // (row_len / 32, num_rows, 32), set where loud
+    fine_scales: Vec<GroupScale>, // (row_len / 32, num_rows), set where loud
+    /// A bit for each row of a run, set where the group is loud.
+    loud: Vec<u64>, // (row_len / 32, num_rows / 64)
+    /// What the square of a group's largest magnitude must be above to be loud in its row.
+    loud_above: Vec<f32>, // (num_rows)
 }
 
 impl Activations {
     /// Makes room for the rows; what they hold is unspecified.
     pub fn resize(&mut self, num_rows: usize, row_len: usize) {
         (self.num_rows, self.row_len) = (num_rows, row_len);
-        self.row_stride = row_stride(num_rows);
         self.values.resize(num_rows * row_len);
     }
 
@@ -198,7 +197,7 @@ impl Activations {
     /// A group of a row as `quantize` left it, and where it is loud what that left over.
     pub fn group(&self, row: usize, group: usize) -> (Codes<'_>, Option<Codes<'_>>) {
         let fine = self.run(group, row..row + 1).fine(0);
-        let at = group * self.row_stride + row;
+        let at = group * self.num_rows + row;
         let codes = Codes {
             codes: &groups_of(&self.codes)[at],
             scale: &self.scales[at],
@@ -209,15 +208,17 @@ impl Activations {
     /// Group `group` of at most [`RUN_ROWS`] rows.
     #[inline(always)]
     pub(super) fn run(&self, group: usize, rows: Range<usize>) -> RunOfCodes<'_> {
-        debug_assert!(rows.len() <= RUN_ROWS);
-        let start = group * self.row_stride;
+        debug_assert!(rows.start % RUN_ROWS + rows.len() <= RUN_ROWS);
+        let start = group * self.num_rows;
         let at = start + rows.start..start + rows.end;
+        let runs = self.num_rows.div_ceil(RUN_ROWS);
+        let loud = self.loud[group * runs + rows.start / RUN_ROWS];
         RunOfCodes {
             codes: &groups_of(&self.codes)[at.clone()],
             scales: &self.scales[at.clone()],
             fine_codes: &groups_of(&self.fine_codes)[at.clone()],
-            fine_scales: &self.fine_scales[at.clone()],
-            loud: bits_of(&self.loud[at]),
+            fine_scales: &self.fine_scales[at],
+            loud: loud >> (rows.start % RUN_ROWS),
         }
     }
 
@@ -245,23 +246,11 @@ impl Activations {
             "bug: rows of {len} have no whole groups"
         );
         if needs.codes {
-            let num_groups = self.row_stride * len / CODE_GROUP;
-            self.codes.resize(num_groups * CODE_GROUP);
-            self.fine_codes.resize(num_groups * CODE_GROUP);
-            grow(&mut self.scales, num_groups);
-            grow(&mut self.fine_scales, num_groups);
-            grow(&mut self.loud, num_groups);
+            grow(&mut self.loud_above, num_rows);
         }
         let isa = compute.isa();
         let values = SharedMut::new(&mut self.values);
-        let codes = SharedCodes {
-            row_stride: self.row_stride,
-            codes: SharedMut::new(self.codes.as_chunks_mut().0),
-            scales: SharedMut::new(&mut self.scales),
-            fine_codes: SharedMut::new(self.fine_codes.as_chunks_mut().0),
-            fine_scales: SharedMut::new(&mut self.fine_scales),
-            loud: SharedMut::new(&mut self.loud),
-        };
+        let loud_above = SharedMut::new(&mut self.loud_above);
         let chunk = compute
             .pool()
             .chunk_of(num_rows)
@@ -272,15 +261,61 @@ impl Activations {
                 let values = unsafe { values.part(row * len..(row + 1) * len) };
                 fill_row(row, values);
                 if needs.codes {
-                    // The groups of a row are its own, as `quantize_row` asks.
-                    quantize::quantize_row(isa, &codes, row, values);
+                    // SAFETY: as above.
+                    let loud_above = unsafe { &mut loud_above.part(row..row + 1)[0] };
+                    *loud_above = quantize::loud_above(isa, values);
                 }
             }
         });
+        if needs.codes {
+            self.make_codes(compute);
+        }
         #[cfg(target_arch = "x86_64")]
         if needs.bf16 && isa == Isa::Avx512Bf16 {
             self.round(compute);
         }
+    }
+
+    /// Makes the codes, group after group: those of all rows lie together, which threads that took whole
+    /// rows would pull from each other.
+    fn make_codes(&mut self, compute: &Compute) {
+        let (isa, len, num_rows) = (compute.isa(), self.row_len, self.num_rows);
+        let (num_groups, runs) = (len / CODE_GROUP, num_rows.div_ceil(RUN_ROWS));
+        self.codes.resize(num_groups * num_rows * CODE_GROUP);
+        self.fine_codes.resize(num_groups * num_rows * CODE_GROUP);
+        grow(&mut self.scales, num_groups * num_rows);
+        grow(&mut self.fine_scales, num_groups * num_rows);
+        grow(&mut self.loud, num_groups * runs);
+        let (values, loud_above) = (&self.values, &self.loud_above);
+        let codes = SharedMut::new(self.codes.as_chunks_mut().0);
+        let scales = SharedMut::new(&mut self.scales);
+        let fine_codes = SharedMut::new(self.fine_codes.as_chunks_mut().0);
+        let fine_scales = SharedMut::new(&mut self.fine_scales);
+        let loud = SharedMut::new(&mut self.loud);
+        let chunk = (MIN_ELEMENTS / 2).div_ceil(CODE_GROUP * num_rows.clamp(1, RUN_ROWS));
+        compute.pool().for_each(num_groups * runs, chunk, |items| {
+            for item in items {
+                let (group, run) = (item / runs, item % runs);
+                let rows = run * RUN_ROWS..num_rows.min((run + 1) * RUN_ROWS);
+                let at = group * num_rows + rows.start..group * num_rows + rows.end;
+                // SAFETY: each group of a run is visited once, and none overlap.
+                let mut places = unsafe {
+                    quantize::Places {
+                        codes: codes.part(at.clone()),
+                        scales: scales.part(at.clone()),
+                        fine_codes: fine_codes.part(at.clone()),
+                        fine_scales: fine_scales.part(at),
+                        loud: &mut loud.part(item..item + 1)[0],
+                    }
+                };
+                let rows = quantize::Rows {
+                    values: &values[rows.start * len..rows.end * len],
+                    len,
+                    loud_above: &loud_above[rows],
+                };
+                quantize::quantize_group(isa, &rows, group, &mut places);
+            }
+        });
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -315,47 +350,11 @@ impl Activations {
     }
 }
 
-/// Places for some rows of a group: one line of the cache more than they take where the groups of a
-/// row would all fall into the same few sets of the first cache, and drive each other out.
-fn row_stride(num_rows: usize) -> usize {
-    const LINE_ROWS: usize = 64 / CODE_GROUP;
-    match num_rows.is_multiple_of(8 * LINE_ROWS) {
-        true => num_rows + LINE_ROWS,
-        false => num_rows,
-    }
-}
-
-/// One bit for each byte, all of which are 0 or 1: at most 64.
-#[inline(always)]
-fn bits_of(bytes: &[u8]) -> u64 {
-    // Moves the lowest bit of byte i to bit 56 + i.
-    const GATHER: u64 = 0x0102_0408_1020_4080;
-    let (eights, rest) = bytes.as_chunks::<8>();
-    let mut bits = 0;
-    for (i, eight) in eights.iter().enumerate() {
-        bits |= u64::from_le_bytes(*eight).wrapping_mul(GATHER) >> 56 << (8 * i);
-    }
-    for (i, byte) in rest.iter().enumerate() {
-        bits |= u64::from(*byte) << (8 * eights.len() + i);
-    }
-    bits
-}
-
 /// Grows a buffer, never shrinks it.
 fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
     if buffer.len() < len {
         buffer.resize(len, T::default());
     }
-}
-
-/// The codes of all rows, which threads fill row by row.
-struct SharedCodes<'a> {
-    row_stride: usize,
-    codes: SharedMut<'a, [i8; CODE_GROUP]>,
-    scales: SharedMut<'a, GroupScale>,
-    fine_codes: SharedMut<'a, [i8; CODE_GROUP]>,
-    fine_scales: SharedMut<'a, GroupScale>,
-    loud: SharedMut<'a, u8>,
 }
 
 /// Codes by groups.

@@ -1,6 +1,6 @@
-//! From a row of values to codes of 8 bits, and of 15 where it is loud.
+//! From rows of values to codes of 8 bits, and of 15 where it is loud.
 
-use super::{CODE_GROUP, GroupScale, LOUD, SharedCodes};
+use super::{CODE_GROUP, GroupScale, LOUD};
 use crate::kernels::Isa;
 use crate::kernels::isa::for_each_isa;
 use crate::kernels::math::ROUND;
@@ -8,75 +8,104 @@ use crate::kernels::math::ROUND;
 /// Below this magnitude its inverse overflows; such a group counts as zero.
 const SMALLEST_MAGNITUDE: f32 = 1e-36;
 
-/// The body of a function that quantises a row, from one that finds the largest magnitude of a group,
-/// one that quantises a group, and one that quantises what that left over.
-macro_rules! quantize_row_with {
-    ($codes:ident, $row:ident, $values:ident, $largest_magnitude:path, $quantize_group:path, $quantize_rest:path) => {{
+/// Some rows, at most 64.
+pub(super) struct Rows<'a> {
+    pub values: &'a [f32], // (rows, len)
+    pub len: usize,
+    pub loud_above: &'a [f32], // (rows)
+}
+
+impl Rows<'_> {
+    #[inline(always)]
+    fn group(&self, row: usize, group: usize) -> &[f32; CODE_GROUP] {
+        let start = row * self.len + group * CODE_GROUP;
+        let values = self.values[start..].first_chunk();
+        values.expect("bug: whole groups")
+    }
+}
+
+/// Where codes of a group of these rows go.
+pub(super) struct Places<'a> {
+    pub codes: &'a mut [[i8; CODE_GROUP]],
+    pub scales: &'a mut [GroupScale],
+    pub fine_codes: &'a mut [[i8; CODE_GROUP]],
+    pub fine_scales: &'a mut [GroupScale],
+    pub loud: &'a mut u64,
+}
+
+/// The body of [`loud_above`], from a function that finds the largest magnitude of a group.
+macro_rules! loud_above_with {
+    ($values:ident, $largest_magnitude:path) => {{
         let groups = $values.as_chunks::<CODE_GROUP>().0;
         let mut squares = 0.0;
         for values in groups {
             let magnitude = $largest_magnitude(values);
             squares += magnitude * magnitude;
         }
-        let loud = LOUD * squares / groups.len() as f32;
-        for (chunk, groups) in groups.chunks(u64::BITS as usize).enumerate() {
-            let first = chunk * u64::BITS as usize;
-            // Which groups are loud is as good as random: a branch on it would be mispredicted.
-            let mut is_loud = 0u64;
-            for (i, values) in groups.iter().enumerate() {
-                let at = (first + i) * $codes.row_stride + $row;
-                // SAFETY: each row has places of its own, and is visited once.
-                let (coarse, scale) = unsafe {
-                    (
-                        &mut $codes.codes.part(at..at + 1)[0],
-                        &mut $codes.scales.part(at..at + 1)[0],
-                    )
-                };
-                let magnitude = $largest_magnitude(values);
-                $quantize_group(values, magnitude, coarse, scale);
-                let group_is_loud = magnitude * magnitude > loud;
-                is_loud |= u64::from(group_is_loud) << i;
-                // SAFETY: as above.
-                unsafe { $codes.loud.part(at..at + 1)[0] = u8::from(group_is_loud) };
-            }
-            while is_loud != 0 {
-                let i = is_loud.trailing_zeros() as usize;
-                is_loud &= is_loud - 1;
-                let at = (first + i) * $codes.row_stride + $row;
-                // SAFETY: as above.
-                let (coarse, scale) = unsafe {
-                    (
-                        &$codes.codes.part(at..at + 1)[0],
-                        &mut $codes.scales.part(at..at + 1)[0],
-                    )
-                };
-                // SAFETY: as above.
-                let (fine, fine_scale) = unsafe {
-                    (
-                        &mut $codes.fine_codes.part(at..at + 1)[0],
-                        &mut $codes.fine_scales.part(at..at + 1)[0],
-                    )
-                };
-                $quantize_rest(&groups[i], (coarse, scale.scale), fine, fine_scale);
-                scale.scaled_sum += std::mem::take(&mut fine_scale.scaled_sum);
-            }
+        LOUD * squares / groups.len() as f32
+    }};
+}
+
+/// The body of [`quantize_group`], from a function that finds the largest magnitude of a group, one that
+/// quantises the group of a row, and one that quantises what that left over.
+macro_rules! quantize_group_with {
+    ($rows:ident, $group:ident, $places:ident, $largest_magnitude:path, $quantize:path, $quantize_rest:path) => {{
+        // Which rows are loud is as good as random: a branch on it would be mispredicted.
+        let mut is_loud = 0u64;
+        for (row, &loud_above) in $rows.loud_above.iter().enumerate() {
+            let values = $rows.group(row, $group);
+            let magnitude = $largest_magnitude(values);
+            let (codes, scale) = (&mut $places.codes[row], &mut $places.scales[row]);
+            $quantize(values, magnitude, codes, scale);
+            is_loud |= u64::from(magnitude * magnitude > loud_above) << row;
+        }
+        *$places.loud = is_loud;
+        while is_loud != 0 {
+            let row = is_loud.trailing_zeros() as usize;
+            is_loud &= is_loud - 1;
+            let values = $rows.group(row, $group);
+            let (codes, scale) = (&$places.codes[row], &mut $places.scales[row]);
+            let fine_scale = &mut $places.fine_scales[row];
+            $quantize_rest(
+                values,
+                (codes, scale.scale),
+                &mut $places.fine_codes[row],
+                fine_scale,
+            );
+            scale.scaled_sum += std::mem::take(&mut fine_scale.scaled_sum);
         }
     }};
 }
 
-/// Quantises a row, which is whole groups and which nobody else uses meanwhile.
-pub(super) fn quantize_row(isa: Isa, codes: &SharedCodes<'_>, row: usize, values: &[f32]) {
+/// What the square of a group's largest magnitude must be above to be loud in this row of whole groups.
+pub(super) fn loud_above(isa: Isa, row: &[f32]) -> f32 {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a Compute holds only an instruction set that the machine has.
-        Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { avx512::quantize_row(codes, row, values) },
-        _ => quantize_row_plain(isa, codes, row, values),
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { avx512::loud_above(row) },
+        _ => loud_above_plain(isa, row),
+    }
+}
+
+/// Quantises one group of the rows.
+pub(super) fn quantize_group(isa: Isa, rows: &Rows<'_>, group: usize, places: &mut Places<'_>) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a Compute holds only an instruction set that the machine has.
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { avx512::quantize_group(rows, group, places) },
+        _ => quantize_group_plain(isa, rows, group, places),
     }
 }
 
 for_each_isa! {
-    fn quantize_row_plain(codes: &SharedCodes<'_>, row: usize, values: &[f32]) {
-        quantize_row_with!(codes, row, values, largest_magnitude, quantize_group, quantize_rest);
+    fn loud_above_plain(row: &[f32]) -> f32 {
+        loud_above_with!(row, largest_magnitude)
+    }
+}
+
+for_each_isa! {
+    fn quantize_group_plain(rows: &Rows<'_>, group: usize, places: &mut Places<'_>) {
+        quantize_group_with!(rows, group, places, largest_magnitude, quantize, quantize_rest);
     }
 }
 
@@ -93,7 +122,7 @@ fn largest_magnitude(values: &[f32; CODE_GROUP]) -> f32 {
 /// Quantises one group. One with a value that is not finite gets a scale that is not finite, so that
 /// the fault stays visible.
 #[inline(always)]
-fn quantize_group(
+fn quantize(
     values: &[f32; CODE_GROUP],
     magnitude: f32,
     codes: &mut [i8; CODE_GROUP],
@@ -132,7 +161,7 @@ fn quantize_rest(
     for (rest, code) in rest.iter_mut().zip(codes) {
         *rest -= scale * f32::from(*code);
     }
-    quantize_group(&rest, largest_magnitude(&rest), fine_codes, fine_group);
+    quantize(&rest, largest_magnitude(&rest), fine_codes, fine_group);
 }
 
 #[inline(always)]
@@ -164,13 +193,18 @@ mod avx512 {
     use super::*;
 
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    pub fn quantize_row(codes: &SharedCodes<'_>, row: usize, values: &[f32]) {
-        quantize_row_with!(
-            codes,
-            row,
-            values,
+    pub fn loud_above(row: &[f32]) -> f32 {
+        loud_above_with!(row, largest_magnitude)
+    }
+
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    pub fn quantize_group(rows: &Rows<'_>, group: usize, places: &mut Places<'_>) {
+        quantize_group_with!(
+            rows,
+            group,
+            places,
             largest_magnitude,
-            quantize_group,
+            quantize_values,
             quantize_rest
         );
     }
@@ -201,7 +235,7 @@ mod avx512 {
 
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn quantize_group(
+    fn quantize_values(
         values: &[f32; CODE_GROUP],
         magnitude: f32,
         codes: &mut [i8; CODE_GROUP],
