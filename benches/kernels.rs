@@ -182,9 +182,11 @@ impl Ceilings {
         let parts = compute.pool().num_threads() * 16;
         let measure = |(kernel, macs): Loop| {
             let time = best(20, || {
-                compute.pool().for_each(parts, 1, |_| {
-                    // SAFETY: compute's instruction set is there, and the loop is of no wider one.
-                    unsafe { kernel(ITERATIONS) };
+                compute.pool().for_each(parts, 1, |some| {
+                    for _ in some {
+                        // SAFETY: compute's instruction set is there, and the loop is of no wider one.
+                        unsafe { kernel(ITERATIONS) };
+                    }
                 });
             });
             (parts * ITERATIONS * macs) as f64 / time.as_secs_f64() / 1e9

@@ -493,23 +493,42 @@ fn sum_elements<E: Readable>(
     }
 }
 
-for_each_isa! {
-    /// Turns the scores (tiles, rows) into weights, 0 outside what each row sees; adds what makes a
-    /// row's weights sum to 1 to `factors`. Tile by tile for all rows: those of one row alone would
-    /// wait for its sums.
-    fn softmax(
-        scores: &mut [[f32; TILE_TOKENS]],
-        visible: impl ExactSizeIterator<Item = Range<usize>>,
-        scale: f32,
-        factors: &mut Vec<f32>,
-    ) {
-        let rows = visible.len();
-        let len = scores.len() / rows * TILE_TOKENS;
-        for (row, visible) in visible.enumerate() {
-            for hidden in (0..visible.start).chain(visible.end..len) {
-                scores[hidden / TILE_TOKENS * rows + row][hidden % TILE_TOKENS] = f32::NEG_INFINITY;
-            }
+/// Turns the scores (tiles, rows) into weights, 0 outside what each row sees; adds what makes a row's
+/// weights sum to 1 to `factors`.
+fn softmax(
+    isa: Isa,
+    scores: &mut [[f32; TILE_TOKENS]],
+    visible: impl ExactSizeIterator<Item = Range<usize>>,
+    scale: f32,
+    factors: &mut Vec<f32>,
+) {
+    let rows = visible.len();
+    let len = scores.len() / rows * TILE_TOKENS;
+    for (row, visible) in visible.enumerate() {
+        for hidden in (0..visible.start).chain(visible.end..len) {
+            scores[hidden / TILE_TOKENS * rows + row][hidden % TILE_TOKENS] = f32::NEG_INFINITY;
         }
+    }
+    let mut sums = [[0.0; TILE_TOKENS]; UNIT_ROWS];
+    let sums = &mut sums[..rows];
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a Compute holds only an instruction set that the machine has.
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { avx512::exponentials(scores, scale, sums) },
+        _ => exponentials(isa, scores, scale, sums),
+    }
+    factors.extend(sums.iter().map(|sums| 1.0 / sum(sums, |x| x)));
+}
+
+for_each_isa! {
+    /// Turns the scores (tiles, rows) into `e^(scale * (score - the row's largest))`, and adds these to
+    /// the sums of each row. Tile by tile for all rows: those of one row alone would wait for its sums.
+    fn exponentials(
+        scores: &mut [[f32; TILE_TOKENS]],
+        scale: f32,
+        sums: &mut [[f32; TILE_TOKENS]],
+    ) {
+        let rows = sums.len();
         let mut row_largest = [f32::NEG_INFINITY; UNIT_ROWS];
         for (row, row_largest) in row_largest.iter_mut().enumerate().take(rows) {
             let mut largest = [f32::NEG_INFINITY; TILE_TOKENS];
@@ -521,7 +540,6 @@ for_each_isa! {
             }
             *row_largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
         }
-        let mut sums = [[0.0; TILE_TOKENS]; UNIT_ROWS];
         for tiles in scores.chunks_exact_mut(rows) {
             for ((sums, largest), tile) in sums.iter_mut().zip(row_largest).zip(tiles) {
                 for (sum, score) in sums.iter_mut().zip(tile) {
@@ -529,9 +547,6 @@ for_each_isa! {
                     *sum += *score;
                 }
             }
-        }
-        for sums in &sums[..rows] {
-            factors.push(1.0 / sum(sums, |x| x));
         }
     }
 }

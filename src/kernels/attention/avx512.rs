@@ -4,8 +4,9 @@
 //! at once: the multiplier needs that many chains to stay busy. All rows of a unit share what is read.
 
 use std::arch::x86_64::*;
+use std::f32::consts::{LN_2, LOG2_E};
 
-use super::Scores;
+use super::{Scores, UNIT_ROWS};
 use crate::kernels::kv_storage::{COLUMN, Element, SCALE_GROUP, TILE_TOKENS, Tiles};
 use crate::kernels::prefetch::prefetch;
 
@@ -136,6 +137,57 @@ fn multiply_rows<E: Load, const R: usize, const T: usize>(
     sums
 }
 
+/// Turns the scores (tiles, rows) into `e^(scale * (score - the row's largest))`, and adds these to the
+/// sums of each row.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) fn exponentials(
+    scores: &mut [[f32; TILE_TOKENS]],
+    scale: f32,
+    sums: &mut [[f32; TILE_TOKENS]],
+) {
+    let rows = sums.len();
+    let mut largest = [_mm512_set1_ps(f32::NEG_INFINITY); UNIT_ROWS];
+    for tiles in scores.chunks_exact(rows) {
+        for (largest, tile) in largest.iter_mut().zip(tiles) {
+            // SAFETY: this function's features.
+            *largest = _mm512_max_ps(unsafe { f32::load(tile) }, *largest);
+        }
+    }
+    let factor = _mm512_set1_ps(scale * LOG2_E);
+    for largest in &mut largest {
+        *largest = _mm512_mul_ps(_mm512_set1_ps(_mm512_reduce_max_ps(*largest)), factor);
+    }
+    for tiles in scores.chunks_exact_mut(rows) {
+        for ((sums, largest), tile) in sums.iter_mut().zip(largest).zip(tiles) {
+            // SAFETY: this function's features.
+            let (score, sum) = unsafe { (f32::load(tile), f32::load(sums)) };
+            let weight = exp2(_mm512_fmsub_ps(score, factor, largest));
+            store(tile, weight);
+            store(sums, _mm512_add_ps(sum, weight));
+        }
+    }
+}
+
+/// `2^x`, at most 2 parts in 10^7 off; 0 below -150.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn exp2(x: __m512) -> __m512 {
+    const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    // What is not a number stays so, and minus infinity gives 0.
+    let x = _mm512_max_ps(_mm512_set1_ps(-1000.0), x);
+    let n = _mm512_roundscale_ps::<NEAREST>(x);
+    let r = _mm512_sub_ps(x, n);
+    // The polynomial of Cephes' exp2f on -1 / 2 ..= 1 / 2.
+    let mut p = _mm512_set1_ps(1.535_336_2e-4);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.339_887_4e-3));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.618_437e-3));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.550_332_5e-2));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.240_226_48));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(LN_2));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0));
+    _mm512_scalef_ps(p, n)
+}
+
 /// Adds V of the first `len` positions, with the weights of each of `R` rows, to the sums.
 /// (R, padded head_dim)
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
@@ -264,4 +316,31 @@ fn add_slots<E: Load, const R: usize, const C: usize>(
 fn store(results: &mut [f32; 16], sums: __m512) {
     // SAFETY: 16 f32 are there; the store may be unaligned.
     unsafe { _mm512_storeu_ps(results.as_mut_ptr(), sums) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::Isa;
+
+    #[test]
+    fn powers_of_two_are_close_to_the_exact_ones() {
+        if !Isa::Avx512Vnni.is_available() {
+            return;
+        }
+        let power = |x: f32| {
+            let mut powers = [0.0; 16];
+            // SAFETY: the machine has the instructions.
+            unsafe { store(&mut powers, exp2(_mm512_set1_ps(x))) };
+            powers[0]
+        };
+        for i in -1_260_000..10_000 {
+            let x = i as f32 * 1e-4;
+            let exact = f64::from(x).exp2();
+            let error = (f64::from(power(x)) - exact).abs() / exact;
+            assert!(error < 2e-7, "2^{x} is {error:e} off");
+        }
+        assert_eq!([0.0, -150.5, f32::NEG_INFINITY].map(power), [1.0, 0.0, 0.0]);
+        assert!(power(f32::NAN).is_nan());
+    }
 }
