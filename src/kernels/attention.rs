@@ -29,6 +29,10 @@ use super::math::exp;
 use super::shared::SharedMut;
 use super::{Compute, Isa};
 
+/// Tiles that are asked for ahead of the one that is read, whichever group's they are: the hardware does
+/// not foresee where the blocks of a sequence lie.
+const AHEAD_TILES: usize = 16;
+
 /// Most rows of a unit, but for models with more query heads to a KV head.
 const UNIT_ROWS: usize = 14;
 
@@ -59,6 +63,15 @@ pub struct AttentionBatch<'a> {
 /// Scores of some rows with the positions of one tile.
 type Scores<const R: usize> = [[f32; TILE_TOKENS]; R];
 
+/// Tiles, and for each what is asked for while it is read.
+type Reads<'a> = (&'a [u32], &'a [*const u8]);
+
+/// The query of row `index` of a unit.
+type Query<'f, 'a> = dyn Fn(&Unit, usize) -> &'a [f32] + 'f;
+
+/// Whose tiles are read next.
+type Next<'a, K, V> = Option<(&'a Head<K, V>, &'a Unit)>;
+
 /// What all kernels can read.
 #[cfg(target_arch = "x86_64")]
 trait Readable: avx2::Load + avx512::Load {}
@@ -76,7 +89,7 @@ trait Values: Value {
     fn sum_values(
         isa: Isa,
         values: &Tiles<Self>,
-        tiles: &[u32],
+        tiles: Reads<'_>,
         rows_weights_len: (usize, &[[f32; TILE_TOKENS]], usize),
         sums: &mut [f32],
     );
@@ -87,6 +100,9 @@ trait Values: Value {
 struct Scratch {
     /// Where the tiles of the units' contexts lie, unit by unit.
     tiles: Vec<u32>,
+    /// Their addresses in the order in which they are read, K and then V, and after them those of the
+    /// next group's first tiles.
+    reads: Vec<*const u8>,
     /// Queries of the rows that a kernel takes at once. (head_dim, rows)
     queries: Vec<f32>,
     /// Scores, then weights: piece after piece, each of the rows that a kernel takes at once, tile by
@@ -178,7 +194,13 @@ fn attend_heads<K: Readable, V: Values>(
                 let kv = (&heads[kv_head], kv_shape);
                 SCRATCH.with_borrow_mut(|scratch| {
                     let parts = (units, group.shared_tiles);
-                    attend_group(isa, kv, (shape, batch), parts, &query, scratch);
+                    // A thread most likely takes the next item too.
+                    let next = plan.groups.get((item + 1) / shape.num_kv_heads);
+                    let next = next.map(|group| {
+                        let unit = &plan.units[group.units.start];
+                        (&heads[(item + 1) % shape.num_kv_heads], unit)
+                    });
+                    attend_group(isa, kv, (shape, batch), parts, (&query, next), scratch);
                     let mut sums = scratch.sums.chunks_exact(kv_shape.padded_dim());
                     let mut factors = scratch.factors.iter();
                     for unit in units {
@@ -268,11 +290,12 @@ fn attend_group<'a, K: Readable, V: Values>(
     (head, kv_shape): (&Head<K, V>, &KvShape),
     (shape, batch): (&AttentionShape, &AttentionBatch<'_>),
     (units, shared_tiles): (&[Unit], usize),
-    query: &dyn Fn(&Unit, usize) -> &'a [f32],
+    (query, next): (&Query<'_, 'a>, Next<'_, K, V>),
     scratch: &mut Scratch,
 ) {
     let Scratch {
         tiles,
+        reads,
         queries,
         scores,
         shared_scores,
@@ -289,6 +312,28 @@ fn attend_group<'a, K: Readable, V: Values>(
     for (unit, context) in contexts() {
         context.list_tiles(shape, batch, unit, tiles);
     }
+    let num_tiles = tiles.len();
+    let own_tiles = || {
+        let mut rest = &tiles[..num_tiles];
+        contexts().flat_map(move |(_, context)| {
+            &split_off(&mut rest, context.num_tiles())[shared_tiles..]
+        })
+    };
+    let read_tiles = || tiles[..shared_tiles].iter().chain(own_tiles());
+    reads.clear();
+    reads.extend(read_tiles().map(|tile| head.keys.address(*tile)));
+    reads.extend(read_tiles().map(|tile| head.values.address(*tile)));
+    if let Some((head, unit)) = next {
+        Context::new(shape, batch, unit).list_tiles(shape, batch, unit, tiles);
+        let next = &tiles[num_tiles..];
+        let keys = next.iter().map(|tile| head.keys.address(*tile));
+        let values = next.iter().map(|tile| head.values.address(*tile));
+        reads.extend(keys.chain(values).take(AHEAD_TILES));
+        tiles.truncate(num_tiles);
+    }
+    let last = reads.last().copied().unwrap_or_default();
+    reads.resize(reads.len() + AHEAD_TILES, last);
+    let mut ahead = &reads[AHEAD_TILES..];
     let num_rows = units.iter().map(rows_of).sum();
     if shared_tiles > 0 {
         let rows = units
@@ -296,7 +341,8 @@ fn attend_group<'a, K: Readable, V: Values>(
             .flat_map(|unit| (0..rows_of(unit)).map(move |index| query(unit, index)));
         transpose(rows, num_rows, shape.head_dim, queries);
         shared_scores.resize(shared_tiles * num_rows * TILE_TOKENS);
-        let (tiles, all) = (&tiles[..shared_tiles], (num_rows, &**queries));
+        let tiles = (&tiles[..shared_tiles], split_off(&mut ahead, shared_tiles));
+        let all = (num_rows, &**queries);
         multiply_keys(isa, &head.keys, tiles, all, shared_scores.as_chunks_mut().0);
     }
     let num_scores = contexts().map(|(unit, context)| context.num_tiles() * rows_of(unit));
@@ -309,6 +355,7 @@ fn attend_group<'a, K: Readable, V: Values>(
     let (mut rest_tiles, mut rest_scores) = (&**tiles, scores.as_chunks_mut::<TILE_TOKENS>().0);
     for (unit, context) in contexts() {
         let own_tiles = &split_off(&mut rest_tiles, context.num_tiles())[shared_tiles..];
+        let own_tiles = (own_tiles, split_off(&mut ahead, own_tiles.len()));
         for rows in pieces(isa, rows_of(unit)) {
             let (len, first_row) = (rows.len(), factors.len());
             let num_scores = context.num_tiles() * len;
@@ -337,12 +384,14 @@ fn attend_group<'a, K: Readable, V: Values>(
     let shared_len = shared_tiles * TILE_TOKENS;
     if shared_tiles > 0 {
         let weights = (num_rows, &*shared_scores, shared_len);
-        V::sum_values(isa, &head.values, &tiles[..shared_tiles], weights, sums);
+        let tiles = (&tiles[..shared_tiles], split_off(&mut ahead, shared_tiles));
+        V::sum_values(isa, &head.values, tiles, weights, sums);
     }
     let (mut rest_tiles, mut rest_scores, mut rest_sums) =
         (&**tiles, scores.as_chunks().0, &mut **sums);
     for (unit, context) in contexts() {
         let own_tiles = &split_off(&mut rest_tiles, context.num_tiles())[shared_tiles..];
+        let own_tiles = (own_tiles, split_off(&mut ahead, own_tiles.len()));
         for rows in pieces(isa, rows_of(unit)) {
             let len = rows.len();
             let weights = split_off(&mut rest_scores, context.num_tiles() * len);
@@ -407,7 +456,7 @@ macro_rules! with_rows {
 fn multiply_keys<E: Readable>(
     isa: Isa,
     keys: &Tiles<E>,
-    tiles: &[u32],
+    tiles: Reads<'_>,
     (rows, queries): (usize, &[f32]),
     scores: &mut [[f32; TILE_TOKENS]],
 ) {
@@ -421,9 +470,13 @@ fn multiply_keys<E: Readable>(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 | Isa::AvxVnni => unsafe {
+            let tiles = tiles.0;
             with_rows!(rows, [1 2 3 4], avx2::scores, (keys, tiles, queries, scores));
         },
-        _ => with_rows!(rows, [1 2 3 4], portable::scores, (keys, tiles, queries, scores)),
+        _ => {
+            let tiles = tiles.0;
+            with_rows!(rows, [1 2 3 4], portable::scores, (keys, tiles, queries, scores));
+        }
     }
 }
 
@@ -433,7 +486,7 @@ macro_rules! sum_elements {
             fn sum_values(
                 isa: Isa,
                 values: &Tiles<Self>,
-                tiles: &[u32],
+                tiles: Reads<'_>,
                 rows_weights_len: (usize, &[[f32; TILE_TOKENS]], usize),
                 sums: &mut [f32],
             ) {
@@ -454,7 +507,7 @@ impl Values for Bf16 {
     fn sum_values(
         isa: Isa,
         values: &Tiles<Self>,
-        tiles: &[u32],
+        tiles: Reads<'_>,
         (rows, weights, len): (usize, &[[f32; TILE_TOKENS]], usize),
         sums: &mut [f32],
     ) {
@@ -473,7 +526,7 @@ impl Values for Bf16 {
 fn sum_elements<E: Readable>(
     isa: Isa,
     values: &Tiles<E>,
-    tiles: &[u32],
+    tiles: Reads<'_>,
     (rows, weights, len): (usize, &[[f32; TILE_TOKENS]], usize),
     sums: &mut [f32],
 ) {
@@ -487,9 +540,13 @@ fn sum_elements<E: Readable>(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 | Isa::AvxVnni => unsafe {
+            let tiles = tiles.0;
             with_rows!(rows, [1 2 3 4], avx2::sum_values, (values, tiles, weights, len, sums));
         },
-        _ => with_rows!(rows, [1 2 3 4], portable::sum_values, (values, tiles, weights, len, sums)),
+        _ => {
+            let tiles = tiles.0;
+            with_rows!(rows, [1 2 3 4], portable::sum_values, (values, tiles, weights, len, sums));
+        }
     }
 }
 

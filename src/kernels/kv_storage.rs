@@ -246,6 +246,11 @@ impl<E: Value> Tiles<E> {
         self.elements[start..start + self.tile_len].as_chunks().0
     }
 
+    /// Where a tile begins, to be asked for ahead.
+    pub fn address(&self, tile: u32) -> *const u8 {
+        self.tile(tile).as_ptr().cast()
+    }
+
     /// The scales of a tile's slots, by group.
     #[inline(always)]
     pub fn scales(&self, tile: u32) -> &[[u16; TILE_TOKENS]] {

@@ -19,7 +19,7 @@
 use half::{bf16, f16};
 
 use super::blocks::{Group, NIBBLES};
-use super::prefetch::prefetch_to_second_cache;
+use super::prefetch::prefetch;
 use super::shared::SharedMut;
 use super::weight_memory::WeightBytes;
 use super::{CODE_GROUP, Compute, SourceFormat};
@@ -284,7 +284,7 @@ impl Panel<'_> {
         let start = self.next.len().min(group * len);
         let end = self.next.len().min(start + len);
         for line in self.next[start..end].chunks(CACHE_LINE) {
-            prefetch_to_second_cache(line.as_ptr());
+            prefetch(line.as_ptr());
         }
     }
 

@@ -1,24 +1,12 @@
 //! Asks for memory that is read or written soon, where the hardware does not foresee it.
 
 /// Asks for the cache line at an address, which need not be valid: a prefetch has no other effect
-/// than on speed.
+/// than on speed. It comes into the second cache: what is asked for early enough would drive what is
+/// in use out of the first.
 #[inline(always)]
 pub(super) fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: SSE, which the instruction belongs to, is part of x86-64; it reads and writes nothing.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
-
-/// The same for what is read some time later, with more before it than the first cache holds.
-#[inline(always)]
-pub(super) fn prefetch_to_second_cache<T>(address: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: as above.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T1>(address.cast());

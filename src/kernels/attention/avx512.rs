@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 use std::f32::consts::{LN_2, LOG2_E};
 
-use super::{Scores, UNIT_ROWS};
+use super::{Reads, Scores, UNIT_ROWS};
 use crate::kernels::kv_storage::{COLUMN, Element, SCALE_GROUP, TILE_TOKENS, Tiles};
 use crate::kernels::prefetch::prefetch;
 
@@ -49,7 +49,7 @@ impl Load for i8 {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) fn scores<E: Load, const R: usize>(
     keys: &Tiles<E>,
-    tiles: &[u32],
+    (tiles, ahead): Reads<'_>,
     queries: &[[f32; R]], // (head_dim)
     scores: &mut [Scores<R>],
 ) {
@@ -58,24 +58,23 @@ pub(super) fn scores<E: Load, const R: usize>(
         _ => 0,
     };
     let (pairs_of_tiles, _) = tiles[..2 * pairs].as_chunks::<2>();
+    let (pairs_ahead, _) = ahead[..2 * pairs].as_chunks::<2>();
     let (pairs_of_scores, _) = scores[..2 * pairs].as_chunks_mut::<2>();
-    for (pair, scores) in pairs_of_scores.iter_mut().enumerate() {
-        let next = pairs_of_tiles.get(pair + 1);
-        multiply_tiles(keys, &pairs_of_tiles[pair], next, queries, scores);
+    let pairs_of_tiles = pairs_of_tiles.iter().zip(pairs_ahead);
+    for (tiles, scores) in pairs_of_tiles.zip(pairs_of_scores) {
+        multiply_tiles(keys, tiles, queries, scores);
     }
     for (index, scores) in scores.iter_mut().enumerate().skip(2 * pairs) {
-        let next = tiles.get(index + 1).map(std::array::from_ref);
-        let scores = std::array::from_mut(scores);
-        multiply_tiles(keys, &[tiles[index]], next, queries, scores);
+        let tile = (&[tiles[index]], &[ahead[index]]);
+        multiply_tiles(keys, tile, queries, std::array::from_mut(scores));
     }
 }
 
-/// Asks for row `index` of the tiles that are read next: the hardware does not foresee where the
-/// blocks of a sequence lie.
+/// Asks for row `index` of tiles of `E`.
 #[inline(always)]
-fn prefetch_rows<E, const T: usize>(tiles: &[&[[E; TILE_TOKENS]]; T], index: usize) {
+fn prefetch_rows<E, const T: usize>(tiles: [*const u8; T], index: usize) {
     for tile in tiles {
-        prefetch(tile.as_ptr().wrapping_add(index));
+        prefetch(tile.wrapping_add(index * size_of::<[E; TILE_TOKENS]>()));
     }
 }
 
@@ -83,19 +82,17 @@ fn prefetch_rows<E, const T: usize>(tiles: &[&[[E; TILE_TOKENS]]; T], index: usi
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn multiply_tiles<E: Load, const R: usize, const T: usize>(
     keys: &Tiles<E>,
-    tiles: &[u32; T],
-    next: Option<&[u32; T]>,
+    (tiles, ahead): (&[u32; T], &[*const u8; T]),
     queries: &[[f32; R]],
     scores: &mut [Scores<R>; T],
 ) {
     let rows = tiles.map(|tile| &keys.tile(tile)[..queries.len()]);
-    let next = next.unwrap_or(tiles).map(|tile| keys.tile(tile));
     let mut sums = [[_mm512_setzero_ps(); T]; R];
     if E::IS_SCALED {
         for (group, queries) in queries.chunks(SCALE_GROUP).enumerate() {
             let rows = rows.map(|rows| &rows[group * SCALE_GROUP..][..queries.len()]);
-            let next = next.map(|rows| &rows[group * SCALE_GROUP..]);
-            let products = multiply_rows(rows, next, queries, [[_mm512_setzero_ps(); T]; R]);
+            let first = (rows, group * SCALE_GROUP);
+            let products = multiply_rows(first, ahead, queries, [[_mm512_setzero_ps(); T]; R]);
             // SAFETY: this function's features.
             let scales = tiles.map(|tile| unsafe { u16::load(&keys.scales(tile)[group]) });
             for r in 0..R {
@@ -105,7 +102,7 @@ fn multiply_tiles<E: Load, const R: usize, const T: usize>(
             }
         }
     } else {
-        sums = multiply_rows(rows, next, queries, sums);
+        sums = multiply_rows((rows, 0), ahead, queries, sums);
     }
     for r in 0..R {
         for t in 0..T {
@@ -114,17 +111,18 @@ fn multiply_tiles<E: Load, const R: usize, const T: usize>(
     }
 }
 
-/// Adds the products of queries with the elements in rows of `T` tiles.
+/// Adds the products of queries with the elements in rows of `T` tiles, of which the first is row
+/// `first` of its tile.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn multiply_rows<E: Load, const R: usize, const T: usize>(
-    rows: [&[[E; TILE_TOKENS]]; T],
-    next: [&[[E; TILE_TOKENS]]; T],
+    (rows, first): ([&[[E; TILE_TOKENS]]; T], usize),
+    ahead: &[*const u8; T],
     queries: &[[f32; R]],
     mut sums: [[__m512; T]; R],
 ) -> [[__m512; T]; R] {
     for (d, queries) in queries.iter().enumerate() {
-        prefetch_rows(&next, d);
+        prefetch_rows::<E, T>(*ahead, first + d);
         // SAFETY: this function's features.
         let keys: [__m512; T] = std::array::from_fn(|t| unsafe { E::load(&rows[t][d]) });
         for r in 0..R {
@@ -193,7 +191,7 @@ fn exp2(x: __m512) -> __m512 {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) fn sum_values<E: Load, const R: usize>(
     values: &Tiles<E>,
-    tiles: &[u32],
+    tiles: Reads<'_>,
     weights: &[Scores<R>],
     len: usize,
     sums: &mut [f32],
@@ -228,7 +226,7 @@ fn columns_of<E: Load, const C: usize>(
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn sum_columns<E: Load, const R: usize, const C: usize>(
     values: &Tiles<E>,
-    tiles: &[u32],
+    tiles: Reads<'_>,
     weights: &[Scores<R>],
     len: usize,
     column: usize,
@@ -244,9 +242,12 @@ fn sum_columns<E: Load, const R: usize, const C: usize>(
             *column_sums = unsafe { f32::load(sums.expect("bug: whole columns")) };
         }
     }
-    for (index, (&tile, weights)) in tiles.iter().zip(weights).enumerate() {
+    let tiles = tiles.0.iter().zip(tiles.1);
+    for (index, ((&tile, &ahead), weights)) in tiles.zip(weights).enumerate() {
         let columns = columns_of(values, tile, column);
-        let next = columns_of(values, *tiles.get(index + 1).unwrap_or(&tile), column);
+        let ahead = std::array::from_fn(|c| {
+            ahead.wrapping_add((column + c) * size_of::<[[E; COLUMN]; TILE_TOKENS]>())
+        });
         let slots = TILE_TOKENS.min(len - index * TILE_TOKENS);
         if E::IS_SCALED {
             let scales = values.scales(tile);
@@ -263,14 +264,14 @@ fn sum_columns<E: Load, const R: usize, const C: usize>(
                 }
             }
             add_slots(
-                (columns, next),
+                (columns, ahead),
                 slots,
                 |r, c, slot| scaled[r][c][slot],
                 &mut column_sums,
             );
         } else {
             add_slots(
-                (columns, next),
+                (columns, ahead),
                 slots,
                 |r, _, slot| weights[r][slot],
                 &mut column_sums,
@@ -291,15 +292,14 @@ fn sum_columns<E: Load, const R: usize, const C: usize>(
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn add_slots<E: Load, const R: usize, const C: usize>(
-    (columns, next): (&Columns<E, C>, &Columns<E, C>),
+    (columns, ahead): (&Columns<E, C>, [*const u8; C]),
     slots: usize,
     weight: impl Fn(usize, usize, usize) -> f32,
     sums: &mut [[__m512; C]; R],
 ) {
-    let next = next.each_ref().map(|column| column.as_slice());
     #[expect(clippy::needless_range_loop, reason = "a slot lies in every column")]
     for slot in 0..slots {
-        prefetch_rows(&next, slot);
+        prefetch_rows::<E, C>(ahead, slot);
         // SAFETY: this function's features.
         let values: [__m512; C] = std::array::from_fn(|c| unsafe { E::load(&columns[c][slot]) });
         for (r, sums) in sums.iter_mut().enumerate() {

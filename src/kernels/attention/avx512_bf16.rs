@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Scores;
+use super::{Reads, Scores};
 use crate::kernels::kv_storage::{Bf16, COLUMN, TILE_TOKENS, Tiles};
 use crate::kernels::prefetch::prefetch;
 
@@ -28,7 +28,7 @@ pub(super) fn pair_weights(weights: &mut [[f32; TILE_TOKENS]]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(super) fn sum_values<const R: usize>(
     values: &Tiles<Bf16>,
-    tiles: &[u32],
+    tiles: Reads<'_>,
     weights: &[Scores<R>],
     len: usize,
     sums: &mut [f32],
@@ -54,7 +54,7 @@ type Column = [[[Bf16; COLUMN]; 2]; TILE_TOKENS / 2];
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn sum_columns<const R: usize, const C: usize>(
     values: &Tiles<Bf16>,
-    tiles: &[u32],
+    tiles: Reads<'_>,
     weights: &[Scores<R>],
     len: usize,
     column: usize,
@@ -70,14 +70,16 @@ fn sum_columns<const R: usize, const C: usize>(
             *column_sums = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
         }
     }
-    for (index, (&tile, weights)) in tiles.iter().zip(weights).enumerate() {
+    let tiles = tiles.0.iter().zip(tiles.1);
+    for (index, ((&tile, &ahead), weights)) in tiles.zip(weights).enumerate() {
         let columns = columns_of::<C>(values, tile, column);
-        let next = columns_of::<C>(values, *tiles.get(index + 1).unwrap_or(&tile), column);
+        let ahead = ahead.cast::<Column>().wrapping_add(column);
         let slots = TILE_TOKENS.min(len - index * TILE_TOKENS);
         // The second slot of the last pair may be nobody's yet; it is zeros then.
         for pair in 0..slots.div_ceil(2) {
-            for next in next {
-                prefetch(&raw const next[pair]);
+            for c in 0..C {
+                let pairs = ahead.wrapping_add(c).cast::<[[Bf16; COLUMN]; 2]>();
+                prefetch(pairs.wrapping_add(pair));
             }
             add_pair(columns, pair, weights, &mut column_sums);
         }

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use super::Sums;
 use crate::kernels::activations::{Activations, BF16_ROWS};
 use crate::kernels::packed::{LANES, PANEL_ROWS, Panel};
-use crate::kernels::prefetch::prefetch_to_second_cache;
+use crate::kernels::prefetch::prefetch;
 
 /// Bytes that are asked for ahead: two pages, before which the hardware does not look.
 const AHEAD_BYTES: usize = 8192;
@@ -39,7 +39,7 @@ fn multiply_rows<const R: usize>(panel: &Panel<'_>, x: &[u32], results: &mut Sum
     let mut sums = [_mm512_setzero_ps(); R];
     for (weights, x) in weights.iter().zip(x) {
         let weights = weights.as_ptr();
-        prefetch_to_second_cache(weights.wrapping_add(AHEAD_BYTES));
+        prefetch(weights.wrapping_add(AHEAD_BYTES));
         // SAFETY: 64 bytes are there, and any bits are 32 bf16.
         let weights: __m512bh = unsafe { std::mem::transmute(_mm512_loadu_si512(weights.cast())) };
         for r in 0..R {
