@@ -205,7 +205,7 @@ impl Activations {
         (codes, fine)
     }
 
-    /// Group `group` of at most [`RUN_ROWS`] rows.
+    /// Group `group` of some rows of a run of [`RUN_ROWS`]; of all of them, but for one at a time.
     #[inline(always)]
     pub(super) fn run(&self, group: usize, rows: Range<usize>) -> RunOfCodes<'_> {
         debug_assert!(rows.start % RUN_ROWS + rows.len() <= RUN_ROWS);
@@ -318,9 +318,9 @@ impl Activations {
         });
     }
 
-    #[cfg(target_arch = "x86_64")]
     /// Rounds the values to bf16, some columns of a block of rows after the other: their rows alternate
     /// in the cache's lines, which threads that took whole rows would pull from each other.
+    #[cfg(target_arch = "x86_64")]
     fn round(&mut self, compute: &Compute) {
         let values = &self.values;
         let (len, num_rows) = (self.row_len, self.num_rows);
