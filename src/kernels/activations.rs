@@ -25,6 +25,8 @@ pub(super) const RUN_ROWS: usize = u64::BITS as usize;
 
 /// Fewer elements are quicker done than shared out.
 const MIN_ELEMENTS: usize = 4096;
+/// Elements that a thread quantises at once.
+const QUANTIZED_ELEMENTS: usize = 2048;
 /// Pairs of bf16 that a thread takes at once, of a block of rows.
 const ROUNDED_PAIRS: usize = 64;
 /// Rows whose bf16 lie together.
@@ -229,8 +231,7 @@ impl Activations {
         }
     }
 
-    /// Lets `fill_row(row, values)` set each row's values, and quantises them while they are in the
-    /// cache.
+    /// Lets `fill_row(row, values)` set each row's values, and computes from them what `needs` says.
     ///
     /// # Panics
     /// If codes are needed and rows are not whole groups.
@@ -292,7 +293,7 @@ impl Activations {
         let fine_codes = SharedMut::new(self.fine_codes.as_chunks_mut().0);
         let fine_scales = SharedMut::new(&mut self.fine_scales);
         let loud = SharedMut::new(&mut self.loud);
-        let chunk = (MIN_ELEMENTS / 2).div_ceil(CODE_GROUP * num_rows.clamp(1, RUN_ROWS));
+        let chunk = QUANTIZED_ELEMENTS.div_ceil(CODE_GROUP * num_rows.clamp(1, RUN_ROWS));
         compute.pool().for_each(num_groups * runs, chunk, |items| {
             for item in items {
                 let (group, run) = (item / runs, item % runs);

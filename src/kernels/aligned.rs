@@ -39,12 +39,14 @@ impl<T: Number> Aligned<T> {
     }
 
     /// Makes the length `len`. In new memory, taken where the old was too short, all are zeros; else
-    /// each element is what its place held last.
+    /// each element is what its place held last. What grows step by step takes new memory seldom: twice
+    /// the old at least, which costs nothing until it is written.
     pub fn resize(&mut self, len: usize) {
-        match self.buffer.len() < self.start + len {
-            true => *self = Self::zeros(len),
-            false => self.len = len,
+        let room = self.buffer.len() - self.start;
+        if room < len {
+            *self = Self::zeros(len.max(2 * room));
         }
+        self.len = len;
     }
 }
 

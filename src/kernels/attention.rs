@@ -250,20 +250,19 @@ impl Context {
         self.len.div_ceil(TILE_TOKENS)
     }
 
-    /// Lists the physical tiles of the context of `unit`.
-    fn list_tiles(
+    /// The physical tiles of the context of `unit`.
+    fn tiles<'a>(
         &self,
         shape: &AttentionShape,
-        batch: &AttentionBatch<'_>,
+        batch: &AttentionBatch<'a>,
         unit: &Unit,
-        tiles: &mut Vec<u32>,
-    ) {
+    ) -> impl Iterator<Item = u32> + Clone + use<'a> {
         let table = batch.table_of(unit.sequence);
         let tiles_of_block = shape.block_size / TILE_TOKENS;
         let first = self.start / TILE_TOKENS;
-        tiles.extend((first..first + self.num_tiles()).map(|tile| {
+        (first..first + self.num_tiles()).map(move |tile| {
             table[tile / tiles_of_block] * tiles_of_block as u32 + (tile % tiles_of_block) as u32
-        }));
+        })
     }
 
     /// What row `index` of the unit sees, relative to `start`.
@@ -310,11 +309,10 @@ fn attend_group<'a, K: Readable, V: Values>(
     };
     tiles.clear();
     for (unit, context) in contexts() {
-        context.list_tiles(shape, batch, unit, tiles);
+        tiles.extend(context.tiles(shape, batch, unit));
     }
-    let num_tiles = tiles.len();
     let own_tiles = || {
-        let mut rest = &tiles[..num_tiles];
+        let mut rest = &**tiles;
         contexts().flat_map(move |(_, context)| {
             &split_off(&mut rest, context.num_tiles())[shared_tiles..]
         })
@@ -324,12 +322,10 @@ fn attend_group<'a, K: Readable, V: Values>(
     reads.extend(read_tiles().map(|tile| head.keys.address(*tile)));
     reads.extend(read_tiles().map(|tile| head.values.address(*tile)));
     if let Some((head, unit)) = next {
-        Context::new(shape, batch, unit).list_tiles(shape, batch, unit, tiles);
-        let next = &tiles[num_tiles..];
-        let keys = next.iter().map(|tile| head.keys.address(*tile));
-        let values = next.iter().map(|tile| head.values.address(*tile));
+        let next = Context::new(shape, batch, unit).tiles(shape, batch, unit);
+        let keys = next.clone().map(|tile| head.keys.address(tile));
+        let values = next.map(|tile| head.values.address(tile));
         reads.extend(keys.chain(values).take(AHEAD_TILES));
-        tiles.truncate(num_tiles);
     }
     let last = reads.last().copied().unwrap_or_default();
     reads.resize(reads.len() + AHEAD_TILES, last);
