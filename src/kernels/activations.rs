@@ -43,10 +43,10 @@ pub struct GroupScale {
     /// Sum of the codes, times `scale`: what a minimum of the weights is multiplied with. That of a
     /// loud group has the sum of its fine codes too, and theirs is 0.
     pub scaled_sum: f32,
-    /// Sum of the codes.
-    pub sum: i32,
+    /// Minus the sum of the codes: times the zero of the weights' codes, what their product starts from.
+    pub minus_sum: i32,
     /// Sums of the first and the second 16 codes.
-    pub half_sums: [i32; 2],
+    pub half_sums: [i16; 2],
 }
 
 /// Which forms of the activations are multiplied, beside their values in f32.
@@ -396,10 +396,10 @@ mod tests {
                         "{isa}: {value} is {error:e} off"
                     );
                 }
-                let sum = |codes: &[i8]| codes.iter().map(|&c| i32::from(c)).sum::<i32>();
+                let sum = |codes: &[i8]| codes.iter().map(|&c| i16::from(c)).sum::<i16>();
                 assert_eq!(group.half_sums, [sum(&codes[..16]), sum(&codes[16..])]);
-                assert_eq!(group.sum, sum(&codes));
-                assert_eq!(group.scaled_sum, group.scale * group.sum as f32);
+                assert_eq!(group.minus_sum, -i32::from(sum(&codes)));
+                assert_eq!(group.scaled_sum, group.scale * -group.minus_sum as f32);
             }
         }
     }

@@ -180,8 +180,8 @@ fn group_scale(magnitude: f32, half_sums: [i32; 2]) -> GroupScale {
     GroupScale {
         scale,
         scaled_sum: scale * sum as f32,
-        sum,
-        half_sums,
+        minus_sum: sum.wrapping_neg(),
+        half_sums: half_sums.map(|sum| sum as i16),
     }
 }
 

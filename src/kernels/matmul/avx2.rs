@@ -157,8 +157,8 @@ macro_rules! define_multiply {
                 let mut row = load_sums(sums);
                 let mut products = products[r];
                 if weights.zero != 0 {
-                    let zero = _mm256_set1_epi32(weights.zero * scale.sum);
-                    products = products.map(|product| _mm256_sub_epi32(product, zero));
+                    let zero = _mm256_set1_epi32(weights.zero * scale.minus_sum);
+                    products = products.map(|product| _mm256_add_epi32(product, zero));
                 }
                 for half in 0..2 {
                     let product = _mm256_cvtepi32_ps(products[half]);
@@ -190,7 +190,7 @@ macro_rules! define_multiply {
                 let sums = &mut sums[row];
                 let x_scale = _mm256_set1_ps(scale.scale);
                 let mut row = load_sums(sums);
-                let zero = _mm256_set1_epi32(weights.zero * scale.half_sums[part]);
+                let zero = _mm256_set1_epi32(weights.zero * i32::from(scale.half_sums[part]));
                 for half in 0..2 {
                     let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[r][half], zero));
                     let product = _mm256_mul_ps(product, weights.scales[part][half]);

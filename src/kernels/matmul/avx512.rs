@@ -80,8 +80,12 @@ macro_rules! add_products {
             for r in 0..$rows {
                 products[r] = match ($zero, $bits) {
                     (0, _) => _mm512_setzero_si512(),
-                    (_, 6) => _mm512_set1_epi32(-$zero * x[r].1.scale.half_sums[half]),
-                    _ => _mm512_set1_epi32(-$zero * x[r].1.scale.sum),
+                    (_, 6) => _mm512_set1_epi32(-$zero * i32::from(x[r].1.scale.half_sums[half])),
+                    // Shifted as a register: a number from outside of them is slower to spread.
+                    _ => _mm512_sllv_epi32(
+                        _mm512_set1_epi32(x[r].1.scale.minus_sum),
+                        _mm512_set1_epi32($zero.ilog2() as i32),
+                    ),
                 };
             }
             for step in half * steps..(half + 1) * steps {
@@ -166,28 +170,36 @@ fn multiply_many<const BITS: u32, const ZERO: i32, const MINS: bool>(
         let mut row = 0;
         while row < sums.len() {
             row += match sums.len() - row {
-                8.. => add_rows::<BITS, ZERO, MINS, 8>(weights, run.rows(row), sums),
-                4.. => add_rows::<BITS, ZERO, MINS, 4>(weights, run.rows(row), sums),
-                3 => add_rows::<BITS, ZERO, MINS, 3>(weights, run.rows(row), sums),
-                2 => add_rows::<BITS, ZERO, MINS, 2>(weights, run.rows(row), sums),
-                _ => add_rows::<BITS, ZERO, MINS, 1>(weights, run.rows(row), sums),
+                8.. => add_rows::<BITS, ZERO, MINS, false, 8>(weights, run.rows(row), sums),
+                4.. => add_rows::<BITS, ZERO, MINS, false, 4>(weights, run.rows(row), sums),
+                3 => add_rows::<BITS, ZERO, MINS, false, 3>(weights, run.rows(row), sums),
+                2 => add_rows::<BITS, ZERO, MINS, false, 2>(weights, run.rows(row), sums),
+                _ => add_rows::<BITS, ZERO, MINS, false, 1>(weights, run.rows(row), sums),
             };
         }
         let mut loud = run.loud_rows();
         while loud.len() > 0 {
             match loud.len() {
-                4.. => add_rows::<BITS, ZERO, false, 4>(weights, loud.next_rows(), sums),
-                2.. => add_rows::<BITS, ZERO, false, 2>(weights, loud.next_rows(), sums),
-                _ => add_rows::<BITS, ZERO, false, 1>(weights, loud.next_rows(), sums),
+                4.. => add_rows::<BITS, ZERO, MINS, true, 4>(weights, loud.next_rows(), sums),
+                2.. => add_rows::<BITS, ZERO, MINS, true, 2>(weights, loud.next_rows(), sums),
+                _ => add_rows::<BITS, ZERO, MINS, true, 1>(weights, loud.next_rows(), sums),
             };
         }
     }
 }
 
-/// Adds a group's products with `R` rows to their sums in memory, and says how many that were.
+/// Adds a group's products with `R` rows to their sums in memory, and says how many that were. Each
+/// of these functions is called in one place, so that the compiler puts it there: coarse and fine codes
+/// do not share any.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn add_rows<const BITS: u32, const ZERO: i32, const MINS: bool, const R: usize>(
+fn add_rows<
+    const BITS: u32,
+    const ZERO: i32,
+    const MINS: bool,
+    const FINE: bool,
+    const R: usize,
+>(
     weights: GroupWeights,
     x: [(usize, RowCodes<'_>); R],
     sums: &mut Sums,
@@ -196,7 +208,7 @@ fn add_rows<const BITS: u32, const ZERO: i32, const MINS: bool, const R: usize>(
     for r in 0..R {
         totals[r] = load_sums(&sums[x[r].0]);
     }
-    add_products!(BITS, ZERO, MINS, R, weights, x, totals);
+    add_products!(BITS, ZERO, MINS && !FINE, R, weights, x, totals);
     for r in 0..R {
         store_sums(&mut sums[x[r].0], totals[r]);
     }
