@@ -149,14 +149,19 @@ fn measure_product(
     }
 }
 
-/// One group in five is loud, as in the models' rows.
+/// A value stands out in one group of six, as in the models' rows.
 fn activations(compute: &Compute, rows: usize) -> Activations {
     let mut x = Activations::default();
     x.resize(rows, INPUTS);
     for (i, value) in x.values_mut().iter_mut().enumerate() {
         let group = (i / CODE_GROUP) as u32;
-        let is_loud = (group.wrapping_mul(0x9e37_79b9) >> 16).is_multiple_of(5);
-        *value = (i as f32 * 0.73).sin() * if is_loud { 4.0 } else { 1.0 };
+        let is_loud = (group.wrapping_mul(0x9e37_79b9) >> 16).is_multiple_of(6);
+        let stands_out = is_loud && i.is_multiple_of(CODE_GROUP);
+        *value = if stands_out {
+            6.0
+        } else {
+            (i as f32 * 0.73).sin()
+        };
     }
     x.quantize(
         compute,

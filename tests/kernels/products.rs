@@ -58,13 +58,17 @@ fn activations(compute: &Compute, rows: usize, len: usize, values: &[f32]) -> Ac
     x
 }
 
-/// Noise with one loud group in four, which are at other places in each row.
+/// Noise with one loud group in four, which are at other places in each row, and have some values
+/// that stand out.
 fn uneven_noise(rows: usize, len: usize, seed: u64) -> Vec<f32> {
     let mut values = noise(rows * len, seed);
     for (row, values) in values.chunks_exact_mut(len).enumerate() {
         for (group, values) in values.chunks_mut(32).enumerate() {
             if (row + group).is_multiple_of(4) {
-                values.iter_mut().for_each(|value| *value *= 9.0);
+                values
+                    .iter_mut()
+                    .step_by(8)
+                    .for_each(|value| *value = 9.0 * value.signum());
             }
         }
     }
@@ -241,7 +245,7 @@ fn products_are_right_at_the_extremes() {
             (SourceFormat::Q6K, &[208]),
         ] {
             for byte in [0x00, 0x0f, 0x7f, 0x80, 0x81, 0xff] {
-                let inputs = 2 * format.block_len().max(64);
+                let inputs = 1024;
                 let block = fill(2, halves, byte, format.block_bytes());
                 let num_blocks = 16 * inputs / format.block_len();
                 let bytes = block.repeat(num_blocks);
@@ -255,7 +259,7 @@ fn products_are_right_at_the_extremes() {
                     let x = activations(&compute, 5, inputs, &values);
                     let what = format!("{isa} {format:?} of {byte:#04x} with {signs:?}");
                     let y = product(&compute, &matrix, &x);
-                    assert_close(&what, &y, &exact_product(isa, &matrix, &x), 1e-6);
+                    assert_close(&what, &y, &exact_product(isa, &matrix, &x), 3e-6);
                 }
             }
         }

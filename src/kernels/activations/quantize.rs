@@ -2,6 +2,7 @@
 
 use super::{CODE_GROUP, GroupScale, LOUD};
 use crate::kernels::Isa;
+use crate::kernels::elementwise::sum;
 use crate::kernels::isa::for_each_isa;
 use crate::kernels::math::ROUND;
 
@@ -31,19 +32,6 @@ pub(super) struct Places<'a> {
     pub fine_codes: &'a mut [[i8; CODE_GROUP]],
     pub fine_scales: &'a mut [GroupScale],
     pub loud: &'a mut u64,
-}
-
-/// The body of [`loud_above`], from a function that finds the largest magnitude of a group.
-macro_rules! loud_above_with {
-    ($values:ident, $largest_magnitude:path) => {{
-        let groups = $values.as_chunks::<CODE_GROUP>().0;
-        let mut squares = 0.0;
-        for values in groups {
-            let magnitude = $largest_magnitude(values);
-            squares += magnitude * magnitude;
-        }
-        LOUD * squares / groups.len() as f32
-    }};
 }
 
 /// The body of [`quantize_group`], from a function that finds the largest magnitude of a group, one that
@@ -77,13 +65,10 @@ macro_rules! quantize_group_with {
     }};
 }
 
-/// What the square of a group's largest magnitude must be above to be loud in this row of whole groups.
-pub(super) fn loud_above(isa: Isa, row: &[f32]) -> f32 {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a Compute holds only an instruction set that the machine has.
-        Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { avx512::loud_above(row) },
-        _ => loud_above_plain(isa, row),
+for_each_isa! {
+    /// What the square of a group's largest magnitude must be above to be loud in this row.
+    pub(super) fn loud_above(row: &[f32]) -> f32 {
+        LOUD * sum(row, |x| x * x) / row.len() as f32
     }
 }
 
@@ -94,12 +79,6 @@ pub(super) fn quantize_group(isa: Isa, rows: &Rows<'_>, group: usize, places: &m
         // SAFETY: a Compute holds only an instruction set that the machine has.
         Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { avx512::quantize_group(rows, group, places) },
         _ => quantize_group_plain(isa, rows, group, places),
-    }
-}
-
-for_each_isa! {
-    fn loud_above_plain(row: &[f32]) -> f32 {
-        loud_above_with!(row, largest_magnitude)
     }
 }
 
@@ -191,11 +170,6 @@ mod avx512 {
     use std::arch::x86_64::*;
 
     use super::*;
-
-    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    pub fn loud_above(row: &[f32]) -> f32 {
-        loud_above_with!(row, largest_magnitude)
-    }
 
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     pub fn quantize_group(rows: &Rows<'_>, group: usize, places: &mut Places<'_>) {
