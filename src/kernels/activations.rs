@@ -17,9 +17,10 @@ use super::aligned::Aligned;
 use super::shared::SharedMut;
 use super::{Compute, Isa};
 
-/// One group in six is louder in SmolLM2's rows, one in ten in Qwen2.5-Coder's. By the rms of what it
-/// adds to the log-probabilities of SmolLM2's prose (0.031 nats; 0.025 at 12, 0.034 at 25, 0.078 without
-/// fine codes) this is worth as much as taking the loudest fifth of all rows alike.
+/// One group in six is louder in SmolLM2's rows, one in ten in Qwen2.5-Coder's. By the rms of what all
+/// rounding adds to the log-probabilities of SmolLM2's prose (0.031 nats; 0.025 at 12, 0.034 at 25, 0.074
+/// without fine codes: tests/program/faithful.rs) this is worth as much as the loudest fifth of all rows
+/// alike.
 const LOUD: f32 = 18.0;
 
 /// Rows whose loud groups one word tells: kernels take at most as many at once.

@@ -105,6 +105,7 @@ struct Score {
     reference_nll: f64,
     num_agreements: usize,
     largest_difference: f64,
+    square_differences: f64,
 }
 
 impl Score {
@@ -121,7 +122,9 @@ impl Score {
             self.nll -= logprob;
             self.reference_nll -= reference;
             self.num_agreements += usize::from(agrees);
-            self.largest_difference = self.largest_difference.max((logprob - reference).abs());
+            let difference = logprob - reference;
+            self.largest_difference = self.largest_difference.max(difference.abs());
+            self.square_differences += difference * difference;
         }
     }
 
@@ -139,12 +142,13 @@ impl Score {
 
     fn row(&self, model: &str, kind: &str) -> String {
         format!(
-            "| {model} | {kind} | {} | {:.5} | {:.5} | {:+.4} % | {:.4} | {:.2} % |",
+            "| {model} | {kind} | {} | {:.5} | {:.5} | {:+.4} % | {:.4} | {:.4} | {:.2} % |",
             self.num_tokens,
             self.mean(self.reference_nll),
             self.mean(self.nll),
             100.0 * self.relative_difference(),
             self.largest_difference,
+            self.mean(self.square_differences).sqrt(),
             100.0 * self.agreement(),
         )
     }
@@ -212,8 +216,8 @@ fn gives_the_references_numbers(model: &str) {
     let differences: Vec<&String> = followed.iter().filter_map(|(_, it)| it.as_ref()).collect();
     let mut table = String::from(
         "| model | text | tokens | NLL of transformers, nats | NLL, nats | difference \
-         | largest difference of a token, nats | same most likely token |\n\
-         |---|---|---:|---:|---:|---:|---:|---:|\n",
+         | largest difference of a token, nats | rms of these, nats | same most likely token |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for (kind, score) in &scores {
         table += &score.row(model, kind);
