@@ -15,16 +15,20 @@ mod avx512;
 mod avx512_bf16;
 mod plan;
 mod portable;
+mod queries;
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 pub use self::plan::AttentionPlan;
 use self::plan::Unit;
+use self::queries::Queries;
 use super::aligned::Aligned;
 use super::elementwise::sum;
 use super::isa::for_each_isa;
-use super::kv_storage::{Bf16, Head, KvShape, KvStorage, TILE_TOKENS, Tiles, Value, with_heads};
+use super::kv_storage::{
+    Bf16, CodePair, Head, Key, KvShape, KvStorage, TILE_TOKENS, Tiles, Value, with_heads,
+};
 use super::math::exp;
 use super::shared::SharedMut;
 use super::{Compute, Isa};
@@ -80,6 +84,26 @@ impl<E: avx2::Load + avx512::Load> Readable for E {}
 #[cfg(not(target_arch = "x86_64"))]
 use super::kv_storage::Element as Readable;
 
+/// K of a type that kernels multiply with queries.
+trait Keys: Key {
+    /// Makes queries (rows) of heads of `head_dim` what `multiply` takes.
+    fn set_queries<'a>(
+        isa: Isa,
+        rows: impl Iterator<Item = &'a [f32]>,
+        num_rows_and_head_dim: (usize, usize),
+        queries: &mut Queries,
+    );
+
+    /// Products of each query with each position of the tiles, to scores (tiles, rows).
+    fn multiply(
+        isa: Isa,
+        keys: &Tiles<Self>,
+        tiles: Reads<'_>,
+        queries: &Queries,
+        scores: &mut [[f32; TILE_TOKENS]],
+    );
+}
+
 /// V of a type that kernels can sum.
 trait Values: Value {
     /// Makes weights what `sum_values` takes.
@@ -103,8 +127,8 @@ struct Scratch {
     /// Their addresses in the order in which they are read, K and then V, and after them those of the
     /// next group's first tiles.
     reads: Vec<*const u8>,
-    /// Queries of the rows that a kernel takes at once. (head_dim, rows)
-    queries: Vec<f32>,
+    /// Those of the rows that a kernel takes at once.
+    queries: Queries,
     /// Scores, then weights: piece after piece, each of the rows that a kernel takes at once, tile by
     /// tile. (pieces, tiles, rows, 16)
     scores: Aligned<f32>,
@@ -161,7 +185,7 @@ pub fn attend(
 }
 
 /// Attention over K and V of one type.
-fn attend_heads<K: Readable, V: Values>(
+fn attend_heads<K: Keys, V: Values>(
     compute: &Compute,
     shape: &AttentionShape,
     (plan, batch): (&AttentionPlan, &AttentionBatch<'_>),
@@ -284,7 +308,7 @@ fn rows_at_once(isa: Isa) -> usize {
 }
 
 /// Attention of a group. Leaves the results in `scratch`: sums that `factors` must still multiply.
-fn attend_group<'a, K: Readable, V: Values>(
+fn attend_group<'a, K: Keys, V: Values>(
     isa: Isa,
     (head, kv_shape): (&Head<K, V>, &KvShape),
     (shape, batch): (&AttentionShape, &AttentionBatch<'_>),
@@ -335,11 +359,11 @@ fn attend_group<'a, K: Readable, V: Values>(
         let rows = units
             .iter()
             .flat_map(|unit| (0..rows_of(unit)).map(move |index| query(unit, index)));
-        transpose(rows, num_rows, shape.head_dim, queries);
+        K::set_queries(isa, rows, (num_rows, shape.head_dim), queries);
         shared_scores.resize(shared_tiles * num_rows * TILE_TOKENS);
         let tiles = (&tiles[..shared_tiles], split_off(&mut ahead, shared_tiles));
-        let all = (num_rows, &**queries);
-        multiply_keys(isa, &head.keys, tiles, all, shared_scores.as_chunks_mut().0);
+        let scores = shared_scores.as_chunks_mut().0;
+        K::multiply(isa, &head.keys, tiles, queries, scores);
     }
     let num_scores = contexts().map(|(unit, context)| context.num_tiles() * rows_of(unit));
     let num_scores = num_scores.sum::<usize>();
@@ -363,8 +387,8 @@ fn attend_group<'a, K: Readable, V: Values>(
                 scores.copy_from_slice(&all[first_row..first_row + len]);
             }
             let queries_of_rows = rows.clone().map(|index| query(unit, index));
-            transpose(queries_of_rows, len, shape.head_dim, queries);
-            multiply_keys(isa, &head.keys, own_tiles, (len, queries), own);
+            K::set_queries(isa, queries_of_rows, (len, shape.head_dim), queries);
+            K::multiply(isa, &head.keys, own_tiles, queries, own);
             let visible = rows.map(|index| context.visible(index));
             softmax(isa, scores, visible, scale, factors);
             V::prepare_weights(scores);
@@ -412,22 +436,6 @@ fn split_off<'a, T>(rest: &mut &'a [T], len: usize) -> &'a [T] {
     rest.split_off(..len).expect("bug: enough elements")
 }
 
-/// Rows of `row_len` to `columns` (row_len, num_rows).
-fn transpose<'a>(
-    rows: impl Iterator<Item = &'a [f32]>,
-    num_rows: usize,
-    row_len: usize,
-    columns: &mut Vec<f32>,
-) {
-    columns.clear();
-    columns.resize(num_rows * row_len, 0.0);
-    for (r, row) in rows.enumerate() {
-        for (value, column) in row.iter().zip(columns.chunks_exact_mut(num_rows)) {
-            column[r] = *value;
-        }
-    }
-}
-
 /// Calls a kernel's version for a number of rows that is a constant to it.
 macro_rules! with_rows {
     ($rows:expr, [$($row:literal)*], $kernel:ident :: $name:ident, $args:tt) => {
@@ -437,7 +445,10 @@ macro_rules! with_rows {
         }
     };
     (@call $row:literal, $kernel:ident, scores, ($keys:ident, $tiles:ident, $queries:ident, $scores:ident)) => {
-        $kernel::scores::<_, $row>($keys, $tiles, $queries.as_chunks().0, $scores.as_chunks_mut().0)
+        $kernel::scores::<_, $row>($keys, $tiles, $queries.values(), $scores.as_chunks_mut().0)
+    };
+    (@call $row:literal, $kernel:ident, scores_of_codes, ($keys:ident, $tiles:ident, $queries:ident, $scores:ident)) => {
+        $kernel::scores_of_codes::<$row>($keys, $tiles, $queries.codes(), $scores.as_chunks_mut().0)
     };
     (@call $row:literal, avx512_bf16, sum_values, ($values:ident, $tiles:ident, $weights:ident, $len:ident, $sums:ident)) => {
         avx512_bf16::sum_values::<$row>($values, $tiles, $weights.as_chunks().0, $len, $sums)
@@ -447,15 +458,40 @@ macro_rules! with_rows {
     };
 }
 
-/// Products of each query with each position of the tiles: queries (head_dim, rows), scores
-/// (tiles, rows).
-fn multiply_keys<E: Readable>(
+macro_rules! multiply_elements {
+    ($($element:ty)*) => {
+        $(impl Keys for $element {
+            fn set_queries<'a>(
+                _: Isa,
+                rows: impl Iterator<Item = &'a [f32]>,
+                (num_rows, head_dim): (usize, usize),
+                queries: &mut Queries,
+            ) {
+                queries.set_values(rows, num_rows, head_dim);
+            }
+
+            fn multiply(
+                isa: Isa,
+                keys: &Tiles<Self>,
+                tiles: Reads<'_>,
+                queries: &Queries,
+                scores: &mut [[f32; TILE_TOKENS]],
+            ) {
+                multiply_elements(isa, keys, tiles, queries, scores);
+            }
+        })*
+    };
+}
+multiply_elements!(f32 i8);
+
+fn multiply_elements<E: Readable>(
     isa: Isa,
     keys: &Tiles<E>,
     tiles: Reads<'_>,
-    (rows, queries): (usize, &[f32]),
+    queries: &Queries,
     scores: &mut [[f32; TILE_TOKENS]],
 ) {
+    let rows = queries.num_rows();
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a Compute holds only an instruction set that the machine has.
@@ -472,6 +508,45 @@ fn multiply_keys<E: Readable>(
         _ => {
             let tiles = tiles.0;
             with_rows!(rows, [1 2 3 4], portable::scores, (keys, tiles, queries, scores));
+        }
+    }
+}
+
+impl Keys for CodePair {
+    fn set_queries<'a>(
+        isa: Isa,
+        rows: impl Iterator<Item = &'a [f32]>,
+        (num_rows, head_dim): (usize, usize),
+        queries: &mut Queries,
+    ) {
+        queries.set_codes(isa, rows, num_rows, head_dim);
+    }
+
+    fn multiply(
+        isa: Isa,
+        keys: &Tiles<Self>,
+        tiles: Reads<'_>,
+        queries: &Queries,
+        scores: &mut [[f32; TILE_TOKENS]],
+    ) {
+        let rows = queries.num_rows();
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a Compute holds only an instruction set that the machine has.
+            Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
+                with_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], avx512::scores_of_codes,
+                    (keys, tiles, queries, scores));
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx2 | Isa::AvxVnni => unsafe {
+                let tiles = tiles.0;
+                with_rows!(rows, [1 2 3 4], avx2::scores_of_codes, (keys, tiles, queries, scores));
+            },
+            _ => {
+                let tiles = tiles.0;
+                with_rows!(rows, [1 2 3 4], portable::scores_of_codes, (keys, tiles, queries, scores));
+            }
         }
     }
 }

@@ -3,12 +3,14 @@
 //! 16 slots form a tile. A tile's keys lie transposed, `[head_dim][16 slots]`, so that the scores of
 //! 16 positions are sums of whole vectors; its values lie in columns of 16 elements,
 //! `[head_dim / 16][16 slots][16]`, so that 16 elements of the result can stay in registers; as bf16
-//! `[head_dim / 16][8 pairs of slots][16][2 slots]`, as the instruction takes them. Scales of
-//! codes lie beside them as f16, `[head_dim / 32][16 slots]`, for keys and values alike. Each KV head
-//! has its tiles to itself.
+//! `[head_dim / 16][8 pairs of slots][16][2 slots]`, and keys of 16 bits
+//! `[head_dim / 2][16 slots][2 dimensions]`, as the instructions take them. Scales of codes lie beside
+//! them, `[head_dim / 32][16 slots]`, for keys and values alike, and for keys of 16 bits `[16 slots]`.
+//! Each KV head has its tiles to itself.
 
 mod bf16;
 mod element;
+mod int16;
 
 use super::aligned::Aligned;
 use super::shared::SharedMut;
@@ -16,7 +18,8 @@ use super::{Compute, Isa};
 
 pub(super) use bf16::Bf16;
 pub use element::KvType;
-pub(super) use element::{Element, SCALE_GROUP, Value};
+pub(super) use element::{Element, Key, SCALE_GROUP, Stored, Value};
+pub(super) use int16::{CodePair, scale_of, write_query};
 
 /// Slots of a tile; blocks are whole tiles.
 pub const TILE_TOKENS: usize = 16;
@@ -44,16 +47,15 @@ pub struct KvStorage {
 #[derive(Debug)]
 pub(super) enum Heads {
     F32(Vec<Head<f32>>),
-    F16(Vec<Head<u16>>),
-    /// K in f16, V in bf16.
-    Bf16(Vec<Head<u16, Bf16>>),
+    F16(Vec<Head<CodePair, u16>>),
+    Bf16(Vec<Head<CodePair, Bf16>>),
     Q8(Vec<Head<i8>>),
 }
 
 /// K and V of a head.
 #[derive(Debug)]
 pub(super) struct Head<K, V = K> {
-    pub keys: Tiles<K>,   // (tiles, head_dim, 16)
+    pub keys: Tiles<K>,   // (tiles, rows, 16)
     pub values: Tiles<V>, // (tiles, columns, 16, 16)
 }
 
@@ -62,7 +64,7 @@ pub(super) struct Head<K, V = K> {
 pub(super) struct Tiles<E> {
     elements: Aligned<E>,
     tile_len: usize,
-    /// Bits of f16; empty for types without. (tiles, groups, 16)
+    /// In their bits; empty for types without. (tiles, groups, 16)
     scales: Aligned<u16>,
     tile_scales: usize,
 }
@@ -84,16 +86,17 @@ impl KvShape {
     /// Bytes of K and V that one slot takes, padding and scales included.
     pub fn bytes_per_slot(&self) -> usize {
         match self.kv_type {
-            KvType::F32 => self.bytes_per_slot_as::<f32>(),
-            KvType::F16 => self.bytes_per_slot_as::<u16>(),
-            KvType::Q8_0 => self.bytes_per_slot_as::<i8>(),
+            KvType::F32 => self.bytes_per_slot_as::<f32, f32>(),
+            KvType::F16 => self.bytes_per_slot_as::<CodePair, u16>(),
+            KvType::Q8_0 => self.bytes_per_slot_as::<i8, i8>(),
         }
     }
 
-    fn bytes_per_slot_as<E: Element>(&self) -> usize {
-        let elements = self.head_dim + self.padded_dim();
-        let scales = 2 * E::num_scales(self.head_dim);
-        self.num_kv_heads * (elements * size_of::<E>() + scales * size_of::<u16>())
+    fn bytes_per_slot_as<K: Key, V: Value>(&self) -> usize {
+        let key = K::tile_rows(self.head_dim) * size_of::<K>();
+        let value = self.padded_dim() * size_of::<V>();
+        let scales = K::num_scales(self.head_dim) + V::num_scales(self.head_dim);
+        self.num_kv_heads * (key + value + scales * size_of::<u16>())
     }
 
     /// V is padded to whole columns.
@@ -165,16 +168,16 @@ impl KvStorage {
     }
 }
 
-fn zeros<K: Element, V: Value>(shape: &KvShape) -> Vec<Head<K, V>> {
+fn zeros<K: Key, V: Value>(shape: &KvShape) -> Vec<Head<K, V>> {
     let (num_tiles, head_dim) = (shape.num_slots / TILE_TOKENS, shape.head_dim);
     let head = |_| Head {
-        keys: Tiles::zeros(num_tiles, head_dim, K::num_scales(head_dim)),
+        keys: Tiles::zeros(num_tiles, K::tile_rows(head_dim), K::num_scales(head_dim)),
         values: Tiles::zeros(num_tiles, shape.padded_dim(), V::num_scales(head_dim)),
     };
     (0..shape.num_kv_heads).map(head).collect()
 }
 
-fn write<K: Element, V: Value>(
+fn write<K: Key, V: Value>(
     compute: &Compute,
     (heads, head_dim): (&mut [Head<K, V>], usize),
     slots: &[u32],
@@ -202,10 +205,10 @@ fn write<K: Element, V: Value>(
     });
 }
 
-impl<K: Element, V: Value> Head<K, V> {
+impl<K: Key, V: Value> Head<K, V> {
     /// Copies the first slots of a tile to another.
     fn copy(&mut self, from: usize, to: usize, slots: usize) {
-        // Rows of a key tile, and of scales, hold one element of each slot; a column has whole slots, or
+        // Rows of a key tile, and of scales, hold one of each slot; a column has whole slots, or
         // pairs of them, of which the second is then written anew.
         copy_rows(
             &mut self.keys.elements,
@@ -228,7 +231,7 @@ impl<K: Element, V: Value> Head<K, V> {
     }
 }
 
-impl<E: Value> Tiles<E> {
+impl<E: Stored> Tiles<E> {
     fn zeros(num_tiles: usize, row_len: usize, num_scales: usize) -> Self {
         let (tile_len, tile_scales) = (row_len * TILE_TOKENS, num_scales * TILE_TOKENS);
         Self {

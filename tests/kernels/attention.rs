@@ -115,8 +115,8 @@ impl Case {
         out
     }
 
-    /// By the definition, in f64, from K and V as the two functions make them of a head's numbers.
-    fn expected(&self, (stored_key, stored_value): (Stored<'_>, Stored<'_>)) -> Vec<(f64, f64)> {
+    /// By the definition, in f64, from Q, K and V as the functions make them of a head's numbers.
+    fn expected(&self, [as_query, as_key, as_value]: [Stored<'_>; 3]) -> Vec<(f64, f64)> {
         let shape = &self.shape;
         let (dim, width) = (shape.head_dim, self.width());
         let mut expected = Vec::new();
@@ -130,19 +130,20 @@ impl Case {
             let kv_heads = 0..shape.num_kv_heads;
             let keys = kv_heads
                 .clone()
-                .map(|it| of_all_tokens(stored_key, shape.num_heads + it));
+                .map(|it| of_all_tokens(as_key, shape.num_heads + it));
             let keys: Vec<_> = keys.collect();
             let first_value = shape.num_heads + shape.num_kv_heads;
             let values: Vec<_> = kv_heads
-                .map(|it| of_all_tokens(stored_value, first_value + it))
+                .map(|it| of_all_tokens(as_value, first_value + it))
                 .collect();
             for query in len - queries..len {
                 let first = (query + 1).saturating_sub(shape.sliding_window.unwrap_or(usize::MAX));
                 for h in 0..shape.num_heads {
                     let kv_head = h / (shape.num_heads / shape.num_kv_heads);
+                    let q = as_query(head(query, h));
                     let score = |position: usize| {
-                        let pairs = head(query, h).iter().zip(&keys[kv_head][position]);
-                        let product: f64 = pairs.map(|(q, k)| f64::from(*q) * k).sum();
+                        let pairs = q.iter().zip(&keys[kv_head][position]);
+                        let product: f64 = pairs.map(|(q, k)| q * k).sum();
                         (product / (dim as f64).sqrt()).exp()
                     };
                     let weights: Vec<f64> = (first..=query).map(score).collect();
@@ -168,21 +169,55 @@ fn has_bf16(isa: Isa, kv_type: KvType) -> bool {
     isa == Isa::Avx512Bf16 && kv_type == KvType::F16
 }
 
-/// What a head's numbers are after they were stored, but for V in bf16.
-fn stored(kv_type: KvType, head: &[f32]) -> Vec<f64> {
-    let half = |x: f32| half::f16::from_f32(x).to_f32();
-    let code = |scale: f32, x: f32| f64::from((x * (1.0 / scale)).round_ties_even() * scale);
+/// What a head's numbers are when they are multiplied.
+type Multiplied = fn(&[f32]) -> Vec<f64>;
+
+/// Those of Q, of K and of V, but for V in bf16.
+fn multiplied(kv_type: KvType) -> [Multiplied; 3] {
     match kv_type {
-        KvType::F32 => head.iter().map(|x| f64::from(*x)).collect(),
-        KvType::F16 => head.iter().map(|x| f64::from(half(*x))).collect(),
-        KvType::Q8_0 => head
-            .chunks(32)
-            .flat_map(|group| {
-                let largest = group.iter().fold(0f32, |max, x| max.max(x.abs()));
-                group.iter().map(move |x| code(half(largest / 127.0), *x))
-            })
-            .collect(),
+        KvType::F32 => [exact; 3],
+        KvType::F16 => [
+            |head| whole_numbers(head, largest(head)),
+            |head| {
+                let in_bf16 = half::bf16::from_f32(largest(head));
+                let is_below = in_bf16.to_f32() < largest(head);
+                let bits = in_bf16.to_bits() + u16::from(is_below);
+                whole_numbers(head, half::bf16::from_bits(bits).to_f32())
+            },
+            |head| head.iter().map(|x| f64::from(in_half(*x))).collect(),
+        ],
+        KvType::Q8_0 => [exact, codes, codes],
     }
+}
+
+fn exact(head: &[f32]) -> Vec<f64> {
+    head.iter().map(|x| f64::from(*x)).collect()
+}
+
+fn in_half(x: f32) -> f32 {
+    half::f16::from_f32(x).to_f32()
+}
+
+fn largest(numbers: &[f32]) -> f32 {
+    numbers.iter().fold(0f32, |max, x| max.max(x.abs()))
+}
+
+/// Multiples of the `most`th part of a scale; so many sums of `most * most` as the head has fit 31 bits.
+fn whole_numbers(head: &[f32], scale: f32) -> Vec<f64> {
+    let most = (i32::MAX / head.len() as i32).isqrt() as f32;
+    let code = |x: &f32| f64::from((x * (most / scale)).round_ties_even());
+    let step = f64::from(scale) / f64::from(most);
+    head.iter().map(|x| code(x) * step).collect()
+}
+
+/// A scale in f16 for 32 of them.
+fn codes(head: &[f32]) -> Vec<f64> {
+    let codes = |group: &[f32]| {
+        let scale = in_half(largest(group) / 127.0);
+        let code = |x: &f32| f64::from((x * (1.0 / scale)).round_ties_even() * scale);
+        group.iter().map(code).collect::<Vec<_>>()
+    };
+    head.chunks(32).flat_map(codes).collect()
 }
 
 fn shape(heads: usize, kv_heads: usize, dim: usize, window: Option<usize>) -> AttentionShape {
@@ -202,11 +237,11 @@ fn attention_is_right_for_all_shapes_and_types() {
             for kv_type in KvType::ALL {
                 let sequences = [(1, 1), (33, 1), (100, 100), (75, 5), (64, 33)];
                 let case = Case::new(shape(heads, kv_heads, dim, window), kv_type, &sequences);
-                let key = |head: &[f32]| stored(kv_type, head);
-                let expected = case.expected((&key, &key));
+                let [query, key, value] = multiplied(kv_type);
+                let expected = case.expected([&query, &key, &value]);
                 let bf16 = |x: &f32| half::bf16::from_f32(*x).to_f64();
                 let value = |head: &[f32]| head.iter().map(bf16).collect();
-                let expected_of_bf16 = case.expected((&key, &value));
+                let expected_of_bf16 = case.expected([&query, &key, &value]);
                 for isa in isas() {
                     let what = format!(
                         "{isa}, {kv_type}, {heads} heads over {kv_heads} of {dim}, window {window:?}"
@@ -232,8 +267,7 @@ fn what_a_type_costs_against_exact_keys_and_values_is_bounded() {
         (KvType::Q8_0, 6e-2),
     ] {
         let case = Case::new(shape(6, 2, 64, None), kv_type, &[(300, 40), (50, 50)]);
-        let exact = |head: &[f32]| head.iter().map(|x| f64::from(*x)).collect();
-        let exact = case.expected((&exact, &exact));
+        let exact = case.expected([&exact; 3]);
         for isa in isas() {
             let out = case.run(&compute(isa, 2));
             let error =

@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::Scores;
-use crate::kernels::kv_storage::{COLUMN, Element, SCALE_GROUP, TILE_TOKENS, Tiles};
+use super::queries::QueryCodes;
+use crate::kernels::kv_storage::{COLUMN, CodePair, Element, SCALE_GROUP, TILE_TOKENS, Tiles};
 
 type Pair = [__m256; 2];
 
@@ -96,6 +97,45 @@ fn multiply_rows<E: Load, const R: usize>(
         // SAFETY: this function's features.
         let keys = unsafe { E::load(keys) };
         add_products(sums, keys, |r| queries[r]);
+    }
+}
+
+/// As [`scores`], of codes: their sums are whole numbers, without rounding.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn scores_of_codes<const R: usize>(
+    keys: &Tiles<CodePair>,
+    tiles: &[u32],
+    (queries, query_scales): QueryCodes<'_, R>,
+    scores: &mut [Scores<R>],
+) {
+    for (&tile, scores) in tiles.iter().zip(scores) {
+        let mut sums = [[_mm256_setzero_si256(); 2]; R];
+        for (queries, keys) in queries.iter().zip(keys.tile(tile)) {
+            let start = keys.as_ptr();
+            // SAFETY: 16 pairs are there; the loads may be unaligned.
+            let keys = [0, 8].map(|at| unsafe { _mm256_loadu_si256(start.add(at).cast()) });
+            for (query, sums) in queries.iter().zip(&mut sums) {
+                let query = _mm256_set1_epi32(query.bits());
+                for half in 0..2 {
+                    let products = _mm256_madd_epi16(keys[half], query);
+                    sums[half] = _mm256_add_epi32(sums[half], products);
+                }
+            }
+        }
+        let start = keys.scales(tile)[0].as_ptr();
+        let key_scales = [0, 8].map(|at| {
+            // SAFETY: 16 scales are there; the loads may be unaligned.
+            let upper = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(start.add(at).cast()) });
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(upper))
+        });
+        for ((scores, sums), query_scale) in scores.iter_mut().zip(sums).zip(query_scales) {
+            let query_scale = _mm256_set1_ps(*query_scale);
+            let of_half = |half: usize| {
+                let sums = _mm256_cvtepi32_ps(sums[half]);
+                _mm256_mul_ps(_mm256_mul_ps(sums, key_scales[half]), query_scale)
+            };
+            store(scores, [of_half(0), of_half(1)]);
+        }
     }
 }
 

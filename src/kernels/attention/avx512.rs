@@ -6,8 +6,9 @@
 use std::arch::x86_64::*;
 use std::f32::consts::{LN_2, LOG2_E};
 
+use super::queries::QueryCodes;
 use super::{Reads, Scores, UNIT_ROWS};
-use crate::kernels::kv_storage::{COLUMN, Element, SCALE_GROUP, TILE_TOKENS, Tiles};
+use crate::kernels::kv_storage::{COLUMN, CodePair, Element, SCALE_GROUP, TILE_TOKENS, Tiles};
 use crate::kernels::prefetch::prefetch;
 
 /// Elements that AVX-512 turns into f32.
@@ -49,24 +50,98 @@ impl Load for i8 {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) fn scores<E: Load, const R: usize>(
     keys: &Tiles<E>,
-    (tiles, ahead): Reads<'_>,
+    tiles: Reads<'_>,
     queries: &[[f32; R]], // (head_dim)
     scores: &mut [Scores<R>],
 ) {
-    let pairs = match R {
-        ..=6 => tiles.len() / 2,
-        _ => 0,
-    };
-    let (pairs_of_tiles, _) = tiles[..2 * pairs].as_chunks::<2>();
-    let (pairs_ahead, _) = ahead[..2 * pairs].as_chunks::<2>();
-    let (pairs_of_scores, _) = scores[..2 * pairs].as_chunks_mut::<2>();
-    let pairs_of_tiles = pairs_of_tiles.iter().zip(pairs_ahead);
-    for (tiles, scores) in pairs_of_tiles.zip(pairs_of_scores) {
+    let (pairs, rest) = in_pairs(tiles, scores);
+    for (tiles, scores) in pairs {
         multiply_tiles(keys, tiles, queries, scores);
     }
-    for (index, scores) in scores.iter_mut().enumerate().skip(2 * pairs) {
-        let tile = (&[tiles[index]], &[ahead[index]]);
-        multiply_tiles(keys, tile, queries, std::array::from_mut(scores));
+    for (tile, scores) in rest {
+        multiply_tiles(keys, tile, queries, scores);
+    }
+}
+
+/// As [`scores`], of codes: their sums are whole numbers, without rounding.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn scores_of_codes<const R: usize>(
+    keys: &Tiles<CodePair>,
+    tiles: Reads<'_>,
+    queries: QueryCodes<'_, R>,
+    scores: &mut [Scores<R>],
+) {
+    let (pairs, rest) = in_pairs(tiles, scores);
+    for (tiles, scores) in pairs {
+        multiply_codes(keys, tiles, queries, scores);
+    }
+    for (tile, scores) in rest {
+        multiply_codes(keys, tile, queries, scores);
+    }
+}
+
+/// `T` tiles, and for each what is asked for while it is read.
+type SomeTiles<'a, const T: usize> = (&'a [u32; T], &'a [*const u8; T]);
+/// Tiles and the places of their scores.
+type Work<'a, const R: usize, const T: usize> = (SomeTiles<'a, T>, &'a mut [Scores<R>; T]);
+
+/// All tiles: two at a time where there are few rows, then those that are left.
+#[inline(always)]
+fn in_pairs<'a, const R: usize>(
+    (tiles, ahead): Reads<'a>,
+    scores: &'a mut [Scores<R>],
+) -> (
+    impl Iterator<Item = Work<'a, R, 2>>,
+    impl Iterator<Item = Work<'a, R, 1>>,
+) {
+    let num_paired = match R {
+        ..=6 => tiles.len() / 2 * 2,
+        _ => 0,
+    };
+    let (paired, tiles) = tiles.split_at(num_paired);
+    let (paired_ahead, ahead) = ahead.split_at(num_paired);
+    let (paired_scores, scores) = scores.split_at_mut(num_paired);
+    let pairs = paired.as_chunks().0.iter().zip(paired_ahead.as_chunks().0);
+    let rest = tiles.as_chunks().0.iter().zip(ahead.as_chunks().0);
+    (
+        pairs.zip(paired_scores.as_chunks_mut().0),
+        rest.zip(scores.as_chunks_mut().0),
+    )
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn multiply_codes<const R: usize, const T: usize>(
+    keys: &Tiles<CodePair>,
+    (tiles, ahead): SomeTiles<'_, T>,
+    (queries, query_scales): QueryCodes<'_, R>,
+    scores: &mut [Scores<R>; T],
+) {
+    let rows = tiles.map(|tile| &keys.tile(tile)[..queries.len()]);
+    let mut sums = [[_mm512_setzero_si512(); T]; R];
+    for (index, queries) in queries.iter().enumerate() {
+        prefetch_rows::<CodePair, T>(*ahead, index);
+        let keys: [__m512i; T] = std::array::from_fn(|t| {
+            // SAFETY: 16 pairs are there; the load may be unaligned.
+            unsafe { _mm512_loadu_si512(rows[t][index].as_ptr().cast()) }
+        });
+        for r in 0..R {
+            let query = _mm512_set1_epi32(queries[r].bits());
+            for t in 0..T {
+                sums[r][t] = _mm512_dpwssd_epi32(sums[r][t], keys[t], query);
+            }
+        }
+    }
+    for t in 0..T {
+        let key_scales = keys.scales(tiles[t])[0].as_ptr();
+        // SAFETY: 16 scales are there; the load may be unaligned.
+        let upper = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(key_scales.cast()) });
+        let key_scales = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(upper));
+        for r in 0..R {
+            let score = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][t]), key_scales);
+            let score = _mm512_mul_ps(score, _mm512_set1_ps(query_scales[r]));
+            store(&mut scores[t][r], score);
+        }
     }
 }
 
@@ -82,7 +157,7 @@ fn prefetch_rows<E, const T: usize>(tiles: [*const u8; T], index: usize) {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn multiply_tiles<E: Load, const R: usize, const T: usize>(
     keys: &Tiles<E>,
-    (tiles, ahead): (&[u32; T], &[*const u8; T]),
+    (tiles, ahead): SomeTiles<'_, T>,
     queries: &[[f32; R]],
     scores: &mut [Scores<R>; T],
 ) {
@@ -156,10 +231,10 @@ pub(super) fn exponentials(
         *largest = _mm512_mul_ps(_mm512_set1_ps(_mm512_reduce_max_ps(*largest)), factor);
     }
     for tiles in scores.chunks_exact_mut(rows) {
-        for ((sums, largest), tile) in sums.iter_mut().zip(largest).zip(tiles) {
+        for ((sums, largest), tile) in sums.iter_mut().zip(&largest).zip(tiles) {
             // SAFETY: this function's features.
             let (score, sum) = unsafe { (f32::load(tile), f32::load(sums)) };
-            let weight = exp2(_mm512_fmsub_ps(score, factor, largest));
+            let weight = exp2(_mm512_fmsub_ps(score, factor, *largest));
             store(tile, weight);
             store(sums, _mm512_add_ps(sum, weight));
         }

@@ -1,7 +1,10 @@
 //! The plain version of attention's products, which is also the reference of the others.
 
 use super::Scores;
-use crate::kernels::kv_storage::{COLUMN, Element, SCALE_GROUP, TILE_TOKENS, Tiles};
+use super::queries::QueryCodes;
+use crate::kernels::kv_storage::{
+    COLUMN, CodePair, Element, SCALE_GROUP, TILE_TOKENS, Tiles, scale_of,
+};
 use crate::kernels::math::f16_to_f32;
 
 /// Products of each query with each position of the tiles.
@@ -43,6 +46,33 @@ fn multiply_rows<E: Element, const R: usize>(
         for (query, scores) in queries.iter().zip(&mut *scores) {
             for (score, key) in scores.iter_mut().zip(keys) {
                 *score += query * key;
+            }
+        }
+    }
+}
+
+/// As [`scores`], of codes: their sums are whole numbers, without rounding.
+pub(super) fn scores_of_codes<const R: usize>(
+    keys: &Tiles<CodePair>,
+    tiles: &[u32],
+    (queries, query_scales): QueryCodes<'_, R>,
+    scores: &mut [Scores<R>],
+) {
+    for (&tile, scores) in tiles.iter().zip(scores) {
+        let mut sums = [[0i32; TILE_TOKENS]; R];
+        for (queries, keys) in queries.iter().zip(keys.tile(tile)) {
+            for (query, sums) in queries.iter().zip(&mut sums) {
+                let [first, second] = query.0.map(i32::from);
+                for (sum, key) in sums.iter_mut().zip(keys) {
+                    let product = first * i32::from(key.0[0]) + second * i32::from(key.0[1]);
+                    *sum = sum.wrapping_add(product);
+                }
+            }
+        }
+        let key_scales = keys.scales(tile)[0].map(scale_of);
+        for ((scores, sums), query_scale) in scores.iter_mut().zip(sums).zip(query_scales) {
+            for ((score, sum), key_scale) in scores.iter_mut().zip(sums).zip(key_scales) {
+                *score = sum as f32 * key_scale * query_scale;
             }
         }
     }

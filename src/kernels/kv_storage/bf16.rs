@@ -3,7 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use super::element::Value;
+use super::element::{Stored, Value};
 use super::{COLUMN, TILE_TOKENS};
 use crate::kernels::Isa;
 use crate::kernels::aligned::Number;
@@ -16,8 +16,9 @@ pub struct Bf16(u16);
 // SAFETY: bits of 0 are the number 0.
 unsafe impl Number for Bf16 {}
 
+impl Stored for Bf16 {}
+
 impl Value for Bf16 {
-    const IS_SCALED: bool = false;
     const SLOTS_TOGETHER: usize = 2;
 
     fn write_value(isa: Isa, v: &[f32], slot: usize, tile: &mut [Self], _: &mut [u16]) {

@@ -19,7 +19,8 @@ pub const SCALE_GROUP: usize = 32;
 #[serde(rename_all = "lowercase")]
 pub enum KvType {
     F32,
-    /// 16 bits: f16, and for V bf16 where the instruction set multiplies that.
+    /// 16 bits: K as whole numbers, with a scale for each token and head; V as f16, or bf16 where the
+    /// instruction set multiplies that.
     #[default]
     F16,
     /// 8 bits, and for each 32 elements of a head a scale of 16.
@@ -52,33 +53,40 @@ impl FromStr for KvType {
     }
 }
 
-/// A number of V as the storage holds it.
-pub trait Value: Number + Copy + Default + fmt::Debug + Send + Sync + 'static {
-    const IS_SCALED: bool;
+/// What the storage has an array of, and maybe scales.
+pub trait Stored: Number + Copy + Default + fmt::Debug + Send + Sync + 'static {
+    /// Scales that a head has for one token.
+    fn num_scales(_head_dim: usize) -> usize {
+        0
+    }
+}
+
+/// What K is stored as.
+pub trait Key: Stored {
+    /// Rows of a tile.
+    fn tile_rows(head_dim: usize) -> usize {
+        head_dim
+    }
+
+    /// Writes a token's key into a lane of a tile and of its scales.
+    fn write_key(isa: Isa, k: &[f32], lane: usize, tile: &mut [Self], scales: &mut [u16]);
+}
+
+/// What V is stored as.
+pub trait Value: Stored {
     /// Slots whose elements alternate in a column.
     const SLOTS_TOGETHER: usize = 1;
 
     /// Writes a token's value into a slot of a tile's columns and of its scales.
     fn write_value(isa: Isa, v: &[f32], slot: usize, tile: &mut [Self], scales: &mut [u16]);
-
-    /// Scales that a head has for one token.
-    fn num_scales(head_dim: usize) -> usize {
-        if Self::IS_SCALED {
-            head_dim.div_ceil(SCALE_GROUP)
-        } else {
-            0
-        }
-    }
 }
 
-/// A number of K, or V, as the storage holds it: an f32, the bits of an f16, or a code to be multiplied
-/// with the scale of its group.
-pub trait Element: Value {
+/// A number: an f32, the bits of an f16, or a code to be multiplied with the scale of its group.
+pub trait Element: Stored {
+    const IS_SCALED: bool = false;
+
     /// Exact.
     fn to_f32(self) -> f32;
-
-    /// Writes a token's key into a lane of a tile and of its scales.
-    fn write_key(isa: Isa, k: &[f32], lane: usize, tile: &mut [Self], scales: &mut [u16]);
 }
 
 /// Spreads what a token has of up to 16 rows of a tile over its lane.
@@ -89,20 +97,22 @@ fn scatter<T: Copy>(elements: &[T], lane: usize, rows: &mut [T]) {
     }
 }
 
+impl Stored for f32 {}
+
 impl Element for f32 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
     }
+}
 
+impl Key for f32 {
     fn write_key(_: Isa, k: &[f32], lane: usize, tile: &mut [f32], _: &mut [u16]) {
         scatter(k, lane, tile);
     }
 }
 
 impl Value for f32 {
-    const IS_SCALED: bool = false;
-
     fn write_value(_: Isa, v: &[f32], slot: usize, tile: &mut [f32], _: &mut [u16]) {
         for (v, column) in v
             .chunks(COLUMN)
@@ -113,34 +123,18 @@ impl Value for f32 {
     }
 }
 
+impl Stored for u16 {}
+
 impl Element for u16 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f16_to_f32(self)
     }
-
-    fn write_key(isa: Isa, k: &[f32], lane: usize, tile: &mut [u16], _: &mut [u16]) {
-        write_key_halves(isa, k, lane, tile);
-    }
 }
 
 impl Value for u16 {
-    const IS_SCALED: bool = false;
-
     fn write_value(isa: Isa, v: &[f32], slot: usize, tile: &mut [u16], _: &mut [u16]) {
         write_value_halves(isa, v, slot, tile);
-    }
-}
-
-for_each_isa! {
-    fn write_key_halves(k: &[f32], lane: usize, tile: &mut [u16]) {
-        for (k, rows) in k.chunks(COLUMN).zip(tile.chunks_mut(COLUMN * TILE_TOKENS)) {
-            let mut halves = [0; COLUMN];
-            for (half, k) in halves.iter_mut().zip(k) {
-                *half = f32_to_f16(*k);
-            }
-            scatter(&halves, lane, rows);
-        }
     }
 }
 
@@ -154,20 +148,28 @@ for_each_isa! {
     }
 }
 
+impl Stored for i8 {
+    fn num_scales(head_dim: usize) -> usize {
+        head_dim.div_ceil(SCALE_GROUP)
+    }
+}
+
 impl Element for i8 {
+    const IS_SCALED: bool = true;
+
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from(self)
     }
+}
 
+impl Key for i8 {
     fn write_key(isa: Isa, k: &[f32], lane: usize, tile: &mut [i8], scales: &mut [u16]) {
         write_key_codes(isa, k, lane, tile, scales);
     }
 }
 
 impl Value for i8 {
-    const IS_SCALED: bool = true;
-
     fn write_value(isa: Isa, v: &[f32], slot: usize, tile: &mut [i8], scales: &mut [u16]) {
         write_value_codes(isa, v, slot, tile, scales);
     }

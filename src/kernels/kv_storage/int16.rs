@@ -1,0 +1,188 @@
+//! K as whole numbers of 16 bits, which instructions multiply two at a time and add without rounding.
+//!
+//! `key ~ code * scale / most`, for each token and head with a scale of its own, not below its largest
+//! magnitude. Queries are made the same way when they are multiplied. `most` is such that no sum of
+//! products of a head leaves 32 bits: 5792 for heads of 64, 4095 for 128. So the largest elements, of
+//! which most of a score comes, are as exact as in f16 at least.
+
+use super::TILE_TOKENS;
+use super::element::{Key, Stored};
+use crate::kernels::Isa;
+use crate::kernels::aligned::Number;
+use crate::kernels::isa::for_each_isa;
+use crate::kernels::math::ROUND;
+
+/// The codes of two dimensions, which lie together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(transparent)]
+pub struct CodePair(pub [i16; 2]);
+
+impl CodePair {
+    /// Both, the first in the lower half.
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub fn bits(self) -> i32 {
+        let [first, second] = self.0;
+        i32::from(second) << 16 | i32::from(first as u16)
+    }
+}
+
+/// Pairs that are made at once.
+const GROUP_PAIRS: usize = 16;
+
+/// Scales below it count as zero: their inverse would overflow.
+const SMALLEST_SCALE: f32 = 1e-30;
+
+// SAFETY: bits of 0 are two codes of 0.
+unsafe impl Number for CodePair {}
+
+impl Stored for CodePair {
+    fn num_scales(_: usize) -> usize {
+        1
+    }
+}
+
+impl Key for CodePair {
+    fn tile_rows(head_dim: usize) -> usize {
+        head_dim.div_ceil(2)
+    }
+
+    fn write_key(isa: Isa, k: &[f32], lane: usize, tile: &mut [Self], scales: &mut [u16]) {
+        scales[lane] = write_key(isa, k, lane, tile);
+    }
+}
+
+/// The largest code of a key and of a query.
+pub fn largest_code(head_dim: usize) -> f32 {
+    let most = (f64::from(i32::MAX) / head_dim as f64).sqrt();
+    most.min(f64::from(i16::MAX)).floor() as f32
+}
+
+/// The scale in its bits as it is stored.
+#[inline(always)]
+pub fn scale_of(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// The upper half of an f32 not below `magnitude`; of one that is not finite, not finite.
+#[inline(always)]
+fn stored_scale(magnitude: f32) -> u16 {
+    const NAN: u32 = 0x7fff_0000;
+    ((magnitude.to_bits().min(NAN) + 0xffff) >> 16) as u16
+}
+
+#[inline(always)]
+fn largest_magnitude(values: &[f32]) -> f32 {
+    // As integers, magnitudes order like their values, and NaN above infinity.
+    let mut largest = 0;
+    for value in values {
+        largest = largest.max((value.to_bits() & 0x7fff_ffff) as i32);
+    }
+    f32::from_bits(largest as u32)
+}
+
+/// Writes codes to every `stride`th place of `pairs`, from `first` on.
+#[inline(always)]
+fn write_codes(
+    values: &[f32],
+    scale: f32,
+    (first, stride): (usize, usize),
+    pairs: &mut [CodePair],
+) {
+    let inverse = match scale > SMALLEST_SCALE {
+        true => largest_code(values.len()) / scale,
+        false => 0.0,
+    };
+    let groups = pairs.chunks_mut(GROUP_PAIRS * stride);
+    for (values, pairs) in values.chunks(2 * GROUP_PAIRS).zip(groups) {
+        let mut codes = [0i16; 2 * GROUP_PAIRS];
+        for (code, value) in codes.iter_mut().zip(values) {
+            *code = (value * inverse + ROUND).to_bits() as i16;
+        }
+        let places = pairs.chunks_exact_mut(stride);
+        for (pair, places) in codes.as_chunks().0.iter().zip(places) {
+            places[first] = CodePair(*pair);
+        }
+    }
+}
+
+for_each_isa! {
+    fn write_key(k: &[f32], lane: usize, tile: &mut [CodePair]) -> u16 {
+        let scale = stored_scale(largest_magnitude(k));
+        write_codes(k, scale_of(scale), (lane, TILE_TOKENS), tile);
+        scale
+    }
+}
+
+for_each_isa! {
+    /// Writes the codes of a query, one of `num_rows`, to its places (head_dim / 2, rows). With the result
+    /// and a key's scale, the sum of products is the score.
+    pub fn write_query(q: &[f32], row: usize, num_rows: usize, pairs: &mut [CodePair]) -> f32 {
+        let scale = largest_magnitude(q);
+        write_codes(q, scale, (row, num_rows), pairs);
+        let most = largest_code(q.len());
+        scale / (most * most)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_of_the_largest_codes_fit_32_bits() {
+        for head_dim in 1..1000 {
+            let most = largest_code(head_dim) as i64;
+            let next = most + 1;
+            assert!(
+                head_dim as i64 * most * most <= i64::from(i32::MAX),
+                "{head_dim}"
+            );
+            let is_most = head_dim as i64 * next * next > i64::from(i32::MAX);
+            assert!(is_most || most == i64::from(i16::MAX), "{head_dim}");
+        }
+    }
+
+    #[test]
+    fn keys_are_within_half_a_code_and_what_is_not_finite_stays_visible() {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            for (head_dim, size) in [(1, 1.0), (7, 3e-20), (64, 0.7), (65, 1e30), (128, 40.0)] {
+                let k: Vec<f32> = (0..head_dim)
+                    .map(|i| size * ((i * 37 % 101) as f32 / 50.0 - 1.0))
+                    .collect();
+                let mut tile =
+                    vec![CodePair::default(); CodePair::tile_rows(head_dim) * TILE_TOKENS];
+                let mut scales = [0; TILE_TOKENS];
+                CodePair::write_key(isa, &k, 5, &mut tile, &mut scales);
+                let step = scale_of(scales[5]) / largest_code(head_dim);
+                assert!(scale_of(scales[5]) <= 1.01 * largest_magnitude(&k));
+                for (d, k) in k.iter().enumerate() {
+                    let code = tile[d / 2 * TILE_TOKENS + 5].0[d % 2];
+                    let error = (f32::from(code) * step - k).abs();
+                    assert!(
+                        error <= 0.501 * step,
+                        "{isa}: {d} of {head_dim} is {error:e} off"
+                    );
+                }
+                let others = tile
+                    .iter()
+                    .enumerate()
+                    .filter(|(i, _)| i % TILE_TOKENS != 5);
+                assert!(
+                    others
+                        .into_iter()
+                        .all(|(_, pair)| *pair == CodePair::default())
+                );
+            }
+            for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut scales = [0; TILE_TOKENS];
+                let mut tile = [CodePair::default(); 2 * TILE_TOKENS];
+                CodePair::write_key(isa, &[1.0, broken, 2.0], 0, &mut tile, &mut scales);
+                assert!(!scale_of(scales[0]).is_finite());
+            }
+            let mut tile = [CodePair([9; 2]); TILE_TOKENS];
+            assert_eq!(write_key(isa, &[0.0; 2], 0, &mut tile), 0);
+            assert_eq!(tile[0], CodePair::default());
+        }
+    }
+}
