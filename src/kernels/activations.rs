@@ -28,8 +28,9 @@ pub(super) const RUN_ROWS: usize = u64::BITS as usize;
 
 /// Fewer elements are quicker done than shared out.
 const MIN_ELEMENTS: usize = 4096;
-/// Elements that a thread quantises at once.
-const QUANTIZED_ELEMENTS: usize = 2048;
+/// Rows that one thread quantises, and notes the loud ones of in a byte: their codes of a group are two lines
+/// of the cache.
+const BLOCK_ROWS: usize = 4;
 /// Pairs of bf16 that a thread takes at once, of a block of rows.
 const ROUNDED_PAIRS: usize = 64;
 /// Rows whose bf16 lie together.
@@ -160,8 +161,8 @@ pub struct Activations {
     fine_scales: Vec<GroupScale>, // (row_len / 32, num_rows), set where loud
     /// A bit for each row of a run, set where the group is loud.
     loud: Vec<u64>, // (row_len / 32, num_rows / 64)
-    /// What the square of a group's largest magnitude must be above to be loud in its row.
-    loud_above: Vec<f32>, // (num_rows)
+    /// The same by blocks, as threads write it.
+    loud_of_blocks: Vec<u8>, // (num_rows / 4, row_len / 32)
 }
 
 impl Activations {
@@ -249,30 +250,46 @@ impl Activations {
             !needs.codes || len.is_multiple_of(CODE_GROUP),
             "bug: rows of {len} have no whole groups"
         );
-        if needs.codes {
-            grow(&mut self.loud_above, num_rows);
-        }
         let isa = compute.isa();
+        let num_blocks = num_rows.div_ceil(BLOCK_ROWS);
         let values = SharedMut::new(&mut self.values);
-        let loud_above = SharedMut::new(&mut self.loud_above);
-        let chunk = compute
-            .pool()
-            .chunk_of(num_rows)
-            .max(MIN_ELEMENTS.div_ceil(len.max(1)));
-        compute.pool().for_each(num_rows, chunk, |rows| {
-            for row in rows {
+        let places = needs.codes.then(|| {
+            let (num_groups, num_codes) = (len / CODE_GROUP, num_rows * len);
+            self.codes.resize(num_codes);
+            self.fine_codes.resize(num_codes);
+            grow(&mut self.scales, num_groups * num_rows);
+            grow(&mut self.fine_scales, num_groups * num_rows);
+            grow(&mut self.loud_of_blocks, num_groups * num_blocks);
+            CodePlaces {
+                num_rows,
+                num_groups,
+                codes: SharedMut::new(self.codes.as_chunks_mut().0),
+                scales: SharedMut::new(&mut self.scales),
+                fine_codes: SharedMut::new(self.fine_codes.as_chunks_mut().0),
+                fine_scales: SharedMut::new(&mut self.fine_scales),
+                loud_of_blocks: SharedMut::new(&mut self.loud_of_blocks),
+            }
+        });
+        let least = MIN_ELEMENTS.div_ceil(BLOCK_ROWS * len);
+        let chunk = compute.pool().chunk_of(num_blocks).max(least);
+        compute.pool().for_each(num_blocks, chunk, |blocks| {
+            const AT_ONCE: usize = RUN_ROWS / BLOCK_ROWS;
+            for start in blocks.clone().step_by(AT_ONCE) {
+                let blocks = start..blocks.end.min(start + AT_ONCE);
+                let rows = blocks.start * BLOCK_ROWS..num_rows.min(blocks.end * BLOCK_ROWS);
                 // SAFETY: each row is visited once, and rows do not overlap.
-                let values = unsafe { values.part(row * len..(row + 1) * len) };
-                fill_row(row, values);
-                if needs.codes {
-                    // SAFETY: as above.
-                    let loud_above = unsafe { &mut loud_above.part(row..row + 1)[0] };
-                    *loud_above = quantize::loud_above(isa, values);
+                let values = unsafe { values.part(rows.start * len..rows.end * len) };
+                for (row, values) in rows.clone().zip(values.chunks_exact_mut(len)) {
+                    fill_row(row, values);
+                }
+                if let Some(places) = &places {
+                    // SAFETY: as above; they begin with a block.
+                    unsafe { quantize::quantize_rows(isa, values, rows, places) };
                 }
             }
         });
         if needs.codes {
-            self.make_codes(compute);
+            self.gather_loud();
         }
         #[cfg(target_arch = "x86_64")]
         if needs.bf16 && isa == Isa::Avx512Bf16 {
@@ -280,46 +297,20 @@ impl Activations {
         }
     }
 
-    /// Makes the codes, group after group: those of all rows lie together, which threads that took whole
-    /// rows would pull from each other.
-    fn make_codes(&mut self, compute: &Compute) {
-        let (isa, len, num_rows) = (compute.isa(), self.row_len, self.num_rows);
-        let (num_groups, runs) = (len / CODE_GROUP, num_rows.div_ceil(RUN_ROWS));
-        self.codes.resize(num_groups * num_rows * CODE_GROUP);
-        self.fine_codes.resize(num_groups * num_rows * CODE_GROUP);
-        grow(&mut self.scales, num_groups * num_rows);
-        grow(&mut self.fine_scales, num_groups * num_rows);
-        grow(&mut self.loud, num_groups * runs);
-        let (values, loud_above) = (&self.values, &self.loud_above);
-        let codes = SharedMut::new(self.codes.as_chunks_mut().0);
-        let scales = SharedMut::new(&mut self.scales);
-        let fine_codes = SharedMut::new(self.fine_codes.as_chunks_mut().0);
-        let fine_scales = SharedMut::new(&mut self.fine_scales);
-        let loud = SharedMut::new(&mut self.loud);
-        let chunk = QUANTIZED_ELEMENTS.div_ceil(CODE_GROUP * num_rows.clamp(1, RUN_ROWS));
-        compute.pool().for_each(num_groups * runs, chunk, |items| {
-            for item in items {
-                let (group, run) = (item / runs, item % runs);
-                let rows = run * RUN_ROWS..num_rows.min((run + 1) * RUN_ROWS);
-                let at = group * num_rows + rows.start..group * num_rows + rows.end;
-                // SAFETY: each group of a run is visited once, and none overlap.
-                let mut places = unsafe {
-                    quantize::Places {
-                        codes: codes.part(at.clone()),
-                        scales: scales.part(at.clone()),
-                        fine_codes: fine_codes.part(at.clone()),
-                        fine_scales: fine_scales.part(at),
-                        loud: &mut loud.part(item..item + 1)[0],
-                    }
-                };
-                let rows = quantize::Rows {
-                    values: &values[rows.start * len..rows.end * len],
-                    len,
-                    loud_above: &loud_above[rows],
-                };
-                quantize::quantize_group(isa, &rows, group, &mut places);
+    /// Puts together what the threads have noted.
+    fn gather_loud(&mut self) {
+        let (num_groups, runs) = (self.row_len / CODE_GROUP, self.num_rows.div_ceil(RUN_ROWS));
+        self.loud.clear();
+        self.loud.resize(num_groups * runs, 0);
+        let num_blocks = self.num_rows.div_ceil(BLOCK_ROWS);
+        let blocks = self.loud_of_blocks.chunks_exact(num_groups);
+        for (block, of_groups) in blocks.enumerate().take(num_blocks) {
+            let first = block * BLOCK_ROWS;
+            let words = self.loud[first / RUN_ROWS..].iter_mut().step_by(runs);
+            for (word, of_group) in words.zip(of_groups) {
+                *word |= u64::from(*of_group) << (first % RUN_ROWS);
             }
-        });
+        }
     }
 
     /// Rounds the values to bf16, some columns of a block of rows after the other: their rows alternate
@@ -352,6 +343,17 @@ impl Activations {
             }
         });
     }
+}
+
+/// Where threads write codes, each those of blocks of its own.
+struct CodePlaces<'a> {
+    num_rows: usize,
+    num_groups: usize,
+    codes: SharedMut<'a, [i8; CODE_GROUP]>, // (num_groups, num_rows)
+    scales: SharedMut<'a, GroupScale>,      // (num_groups, num_rows)
+    fine_codes: SharedMut<'a, [i8; CODE_GROUP]>, // (num_groups, num_rows)
+    fine_scales: SharedMut<'a, GroupScale>, // (num_groups, num_rows)
+    loud_of_blocks: SharedMut<'a, u8>,      // (num_rows / 4, num_groups)
 }
 
 /// Grows a buffer, never shrinks it.

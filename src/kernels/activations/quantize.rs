@@ -1,6 +1,8 @@
 //! From rows of values to codes of 8 bits, and of 15 where it is loud.
 
-use super::{CODE_GROUP, GroupScale, LOUD};
+use std::ops::Range;
+
+use super::{BLOCK_ROWS, CODE_GROUP, CodePlaces, GroupScale, LOUD, RUN_ROWS};
 use crate::kernels::Isa;
 use crate::kernels::elementwise::sum;
 use crate::kernels::isa::for_each_isa;
@@ -10,10 +12,11 @@ use crate::kernels::math::ROUND;
 const SMALLEST_MAGNITUDE: f32 = 1e-36;
 
 /// Some rows, at most 64.
-pub(super) struct Rows<'a> {
-    pub values: &'a [f32], // (rows, len)
-    pub len: usize,
-    pub loud_above: &'a [f32], // (rows)
+struct Rows<'a> {
+    values: &'a [f32], // (rows, len)
+    len: usize,
+    /// What the square of a group's largest magnitude must be above to be loud in its row.
+    loud_above: &'a [f32], // (rows)
 }
 
 impl Rows<'_> {
@@ -26,16 +29,51 @@ impl Rows<'_> {
 }
 
 /// Where codes of a group of these rows go.
-pub(super) struct Places<'a> {
-    pub codes: &'a mut [[i8; CODE_GROUP]],
-    pub scales: &'a mut [GroupScale],
-    pub fine_codes: &'a mut [[i8; CODE_GROUP]],
-    pub fine_scales: &'a mut [GroupScale],
-    pub loud: &'a mut u64,
+struct Places<'a> {
+    codes: &'a mut [[i8; CODE_GROUP]],
+    scales: &'a mut [GroupScale],
+    fine_codes: &'a mut [[i8; CODE_GROUP]],
+    fine_scales: &'a mut [GroupScale],
 }
 
-/// The body of [`quantize_group`], from a function that finds the largest magnitude of a group, one that
-/// quantises the group of a row, and one that quantises what that left over.
+impl CodePlaces<'_> {
+    /// Those of a group of some rows.
+    ///
+    /// # Safety
+    /// While the result lives, nobody else may use them.
+    #[inline(always)]
+    unsafe fn of(&self, group: usize, rows: &Range<usize>) -> Places<'_> {
+        let start = group * self.num_rows;
+        let at = start + rows.start..start + rows.end;
+        // SAFETY: as the caller promises.
+        unsafe {
+            Places {
+                codes: self.codes.part(at.clone()),
+                scales: self.scales.part(at.clone()),
+                fine_codes: self.fine_codes.part(at.clone()),
+                fine_scales: self.fine_scales.part(at),
+            }
+        }
+    }
+
+    /// Notes in which of some rows, whole blocks, a group is loud: a bit for each.
+    ///
+    /// # Safety
+    /// Nobody else may use what these blocks have.
+    #[inline(always)]
+    unsafe fn note_loud(&self, group: usize, rows: &Range<usize>, is_loud: u64) {
+        const OF_BLOCK: u64 = (1 << BLOCK_ROWS) - 1;
+        for row in rows.clone().step_by(BLOCK_ROWS) {
+            let at = row / BLOCK_ROWS * self.num_groups + group;
+            // SAFETY: as the caller promises.
+            let loud = unsafe { &mut self.loud_of_blocks.part(at..at + 1)[0] };
+            *loud = (is_loud >> (row - rows.start) & OF_BLOCK) as u8;
+        }
+    }
+}
+
+/// The body of a function that quantises a group of some rows and says which are loud, from functions that
+/// find a group's largest magnitude, quantise the group of a row, and quantise what that left over.
 macro_rules! quantize_group_with {
     ($rows:ident, $group:ident, $places:ident, $largest_magnitude:path, $quantize:path, $quantize_rest:path) => {{
         // Which rows are loud is as good as random: a branch on it would be mispredicted.
@@ -47,10 +85,10 @@ macro_rules! quantize_group_with {
             $quantize(values, magnitude, codes, scale);
             is_loud |= u64::from(magnitude * magnitude > loud_above) << row;
         }
-        *$places.loud = is_loud;
-        while is_loud != 0 {
-            let row = is_loud.trailing_zeros() as usize;
-            is_loud &= is_loud - 1;
+        let mut rest = is_loud;
+        while rest != 0 {
+            let row = rest.trailing_zeros() as usize;
+            rest &= rest - 1;
             let values = $rows.group(row, $group);
             let (codes, scale) = (&$places.codes[row], &mut $places.scales[row]);
             let fine_scale = &mut $places.fine_scales[row];
@@ -62,18 +100,42 @@ macro_rules! quantize_group_with {
             );
             scale.scaled_sum += std::mem::take(&mut fine_scale.scaled_sum);
         }
+        is_loud
     }};
 }
 
-for_each_isa! {
-    /// What the square of a group's largest magnitude must be above to be loud in this row.
-    pub(super) fn loud_above(row: &[f32]) -> f32 {
-        LOUD * sum(row, |x| x * x) / row.len() as f32
+/// Quantises the values (rows, len) of some rows, up to 64 in whole blocks, group after group.
+///
+/// # Safety
+/// Nobody else may use the places of these rows.
+pub(super) unsafe fn quantize_rows(
+    isa: Isa,
+    values: &[f32],
+    rows: Range<usize>,
+    places: &CodePlaces<'_>,
+) {
+    let len = places.num_groups * CODE_GROUP;
+    let mut loud_above = [0.0; RUN_ROWS];
+    let loud_above = &mut loud_above[..rows.len()];
+    for (loud_above, row) in loud_above.iter_mut().zip(values.chunks_exact(len)) {
+        *loud_above = LOUD * mean_square(isa, row);
+    }
+    let group_rows = Rows {
+        values,
+        len,
+        loud_above,
+    };
+    for group in 0..places.num_groups {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let is_loud = quantize_group(isa, &group_rows, group, &mut places.of(group, &rows));
+            places.note_loud(group, &rows, is_loud);
+        }
     }
 }
 
-/// Quantises one group of the rows.
-pub(super) fn quantize_group(isa: Isa, rows: &Rows<'_>, group: usize, places: &mut Places<'_>) {
+/// Quantises one group of the rows. Says which are loud: a bit for each.
+fn quantize_group(isa: Isa, rows: &Rows<'_>, group: usize, places: &mut Places<'_>) -> u64 {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a Compute holds only an instruction set that the machine has.
@@ -83,8 +145,14 @@ pub(super) fn quantize_group(isa: Isa, rows: &Rows<'_>, group: usize, places: &m
 }
 
 for_each_isa! {
-    fn quantize_group_plain(rows: &Rows<'_>, group: usize, places: &mut Places<'_>) {
-        quantize_group_with!(rows, group, places, largest_magnitude, quantize, quantize_rest);
+    fn mean_square(row: &[f32]) -> f32 {
+        sum(row, |x| x * x) / row.len() as f32
+    }
+}
+
+for_each_isa! {
+    fn quantize_group_plain(rows: &Rows<'_>, group: usize, places: &mut Places<'_>) -> u64 {
+        quantize_group_with!(rows, group, places, largest_magnitude, quantize, quantize_rest)
     }
 }
 
@@ -172,7 +240,7 @@ mod avx512 {
     use super::*;
 
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    pub fn quantize_group(rows: &Rows<'_>, group: usize, places: &mut Places<'_>) {
+    pub fn quantize_group(rows: &Rows<'_>, group: usize, places: &mut Places<'_>) -> u64 {
         quantize_group_with!(
             rows,
             group,
@@ -180,7 +248,7 @@ mod avx512 {
             largest_magnitude,
             quantize_values,
             quantize_rest
-        );
+        )
     }
 
     /// A group in two registers.
