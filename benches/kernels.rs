@@ -13,9 +13,9 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use candlepower::bench::bandwidth::read_bytes_per_s;
 use candlepower::kernels::{
-    Activations, AttentionBatch, AttentionPlan, AttentionShape, CODE_GROUP, Compute, Epilogue, Isa,
-    KvShape, KvStorage, KvType, Needs, PackedMatrix, PanelFormat, Pool, SourceFormat, SourceMatrix,
-    attend, matmul,
+    Activations, AttentionBatch, AttentionPlan, AttentionShape, Compute, Epilogue, Isa, KvShape,
+    KvStorage, KvType, Needs, PackedMatrix, PanelFormat, Pool, SourceFormat, SourceMatrix, attend,
+    matmul,
 };
 
 const FORMATS: [(GgmlDType, SourceFormat); 11] = [
@@ -149,19 +149,11 @@ fn measure_product(
     }
 }
 
-/// A value stands out in one group of six, as in the models' rows.
 fn activations(compute: &Compute, rows: usize) -> Activations {
     let mut x = Activations::default();
     x.resize(rows, INPUTS);
     for (i, value) in x.values_mut().iter_mut().enumerate() {
-        let group = (i / CODE_GROUP) as u32;
-        let is_loud = (group.wrapping_mul(0x9e37_79b9) >> 16).is_multiple_of(6);
-        let stands_out = is_loud && i.is_multiple_of(CODE_GROUP);
-        *value = if stands_out {
-            6.0
-        } else {
-            (i as f32 * 0.73).sin()
-        };
+        *value = (i as f32 * 0.73).sin();
     }
     x.quantize(
         compute,

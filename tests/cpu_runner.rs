@@ -15,10 +15,10 @@ use ragged::{
 };
 
 const BLOCK_SIZE: usize = TILE_TOKENS;
-/// Of a real model's logits, relative to the largest: activations of 8 bits, of 15 where they are
-/// loud, f16 in the cache, scales of K formats in f16. Measured 0.032 for SmolLM2, 0.014 for Qwen2.5.
-const REAL_MODEL_TOLERANCE: f32 = 6e-2;
-/// Of the tiny models' logits: their weights are dense, so only K and V are rounded, to f16. Where the
+/// Of a real model's logits, relative to the largest: activations of 8 bits, of 14 where they stand
+/// out, 16 in the cache, scales of K formats in f16. Measured 0.020 for SmolLM2, 0.012 for Qwen2.5.
+const REAL_MODEL_TOLERANCE: f32 = 4e-2;
+/// Of the tiny models' logits: their weights are dense, so only K and V are rounded, to 16 bits. Where the
 /// instruction set multiplies bf16, V is rounded to that, and activations where weights are.
 fn tiny_model_tolerance(model: &LoadedModel, isa: Isa, kv_type: KvType) -> f32 {
     let has_bf16 = model.facts.quantization == "BF16" || kv_type == KvType::F16;

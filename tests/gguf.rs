@@ -63,15 +63,15 @@ fn logits(model: &LoadedModel) -> Vec<Vec<f32>> {
 }
 
 /// What the fast runner may be off by, relative to the largest logit: it rounds the weights of the
-/// smallest two K formats to f16, and activations to 8 or 15 bits where it multiplies codes, or to bf16
-/// where it multiplies that. In random models hardly a value stands out, so nearly all have 8 bits.
+/// smallest two K formats to f16, and activations to 8 bits and a step of 14 where it multiplies codes, or
+/// to bf16 where it multiplies that.
 fn bound(types: &[GgmlDType], isa: Isa) -> f32 {
     use GgmlDType::*;
     match types {
         [BF16] if isa == Isa::Avx512Bf16 => 2e-2,
         [F32 | F16 | BF16] => 2e-3,
         [Q2K | Q3K] => 5e-3,
-        _ => 7e-2,
+        _ => 4e-2,
     }
 }
 

@@ -15,7 +15,7 @@ use synthetic::{Architecture, Synthetic};
 
 const PROMPT: [u32; 9] = [3, 90, 14, 15, 92, 65, 35, 89, 79];
 /// Of the fast runner, relative to the largest logit; tests/gguf.rs has the bound of each type.
-const TOLERANCE: f32 = 7e-2;
+const TOLERANCE: f32 = 4e-2;
 
 fn quantization(name: &str) -> Quantization {
     name.parse().expect("a type")

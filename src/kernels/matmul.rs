@@ -15,13 +15,16 @@ mod portable;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::activations::{Activations, Needs, RUN_ROWS};
+use super::activations::{Activations, Needs};
 use super::aligned::Aligned;
 use super::elementwise::Activation;
 use super::isa::for_each_isa;
 use super::packed::{PANEL_ROWS, PackedMatrix, Panel, PanelFormat};
 use super::shared::SharedMut;
 use super::{Compute, Isa};
+
+/// Rows that are multiplied with a panel at once: their sums stay in the first cache.
+const RUN_ROWS: usize = 64;
 
 /// Results of some rows for one panel. (rows, 16)
 type Sums = [[f32; PANEL_ROWS]];
@@ -156,7 +159,7 @@ fn locate(parts: &[PackedMatrix], mut index: usize) -> (&PackedMatrix, usize, us
     panic!("bug: a panel beyond the last");
 }
 
-/// Splits rows into runs, whose sums stay in the first cache, each with `N` buffers of zeros.
+/// Splits rows into runs, each with `N` buffers of zeros.
 fn for_rows<const N: usize>(num_rows: usize, mut f: impl FnMut(Range<usize>, [&mut Sums; N])) {
     thread_local! {
         static SUMS: RefCell<Aligned<f32>> = RefCell::default();

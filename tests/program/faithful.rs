@@ -15,8 +15,9 @@ use crate::server::{RealServer, model_file};
 const MAX_RELATIVE_DIFFERENCE: f64 = 0.005;
 /// Positions at which the most likely token must be the reference's.
 const MIN_AGREEMENT: f64 = 0.97;
-/// The same of other types of K and V, beside f16.
-const MAX_KV_RELATIVE_DIFFERENCE: f64 = 0.002;
+/// The same of other types of K and V, beside f16. Each of two types may be 0.12 % off for all else that is rounded, one up and the other down: f32 is by
+/// -0.11 % with AVX-512 and +0.11 % with AVX2.
+const MAX_KV_RELATIVE_DIFFERENCE: f64 = 0.003;
 const MIN_KV_AGREEMENT: f64 = 0.96;
 /// Where the reference is less sure than this between two tokens, either may come.
 const UNSURE_MARGIN_NATS: f64 = 0.15;
@@ -267,12 +268,13 @@ fn types_of_keys_and_values_give_nearly_the_same_numbers() {
     let golden = Golden::read("smollm2-135m");
     let path = model_file(&golden.model, &golden.file);
     let path = path.to_str().expect("a path in UTF-8");
-    // 30 layers with 3 heads of 64 elements; codes of 8 bits have two scales of 16 a head.
-    let heads = 30 * 3 * 2;
+    // 30 layers with 3 heads of 64 elements; keys of 16 bits have one scale of 16 a head, codes of 8 bits
+    // two.
+    let heads = 30 * 3;
     let types = [
-        ("f16", heads * 128),
-        ("f32", heads * 256),
-        ("q8_0", heads * 68),
+        ("f16", heads * (2 + 128 + 128)),
+        ("f32", heads * 2 * 256),
+        ("q8_0", heads * 2 * 68),
     ];
     let scores = types.map(|(kv_type, bytes_per_token)| {
         let server = RealServer::start(&[("MODEL", path), ("KV_CACHE_TYPE", kv_type)]);

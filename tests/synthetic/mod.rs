@@ -9,7 +9,10 @@ use std::path::Path;
 
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{Device, Tensor, safetensors};
+use candle_core::{Device, Shape, Tensor, safetensors};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::Normal;
 use serde_json::json;
 
 /// Rows are whole blocks of every quantisation: multiples of 256.
@@ -221,8 +224,17 @@ impl Synthetic {
         dtype: GgmlDType,
         in_folder: InFolder,
     ) {
-        let noise = Tensor::randn(0f32, 0.08, shape, &Device::Cpu).expect("noise");
+        let noise = self.noise((0.0, 0.08), shape);
         self.add(names, noise, dtype, in_folder);
+    }
+
+    /// The next tensor's, of this mean and deviation: the same in every run.
+    fn noise(&self, (mean, deviation): (f32, f32), shape: impl Into<Shape>) -> Tensor {
+        let shape = shape.into();
+        let values = ChaCha8Rng::seed_from_u64(self.parts.len() as u64)
+            .sample_iter(Normal::new(mean, deviation).expect("a distribution"));
+        let values: Vec<f32> = values.take(shape.elem_count()).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).expect("noise")
     }
 
     fn add(
@@ -241,7 +253,7 @@ impl Synthetic {
     }
 
     fn add_vector(&mut self, gguf_name: &str, hf_name: &str, len: usize) {
-        let noise = Tensor::randn(1f32, 0.2, len, &Device::Cpu).expect("noise");
+        let noise = self.noise((1.0, 0.2), len);
         let names = (gguf_name, hf_name);
         self.add(names, noise, GgmlDType::F32, InFolder::Alike);
     }

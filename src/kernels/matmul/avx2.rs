@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 
 use super::Sums;
-use crate::kernels::activations::{Activations, CODE_GROUP, Codes as RowCodes};
+use crate::kernels::activations::{Activations, CODE_GROUP, CodeGroup, HIGH_BITS};
 use crate::kernels::packed::{HALVES, LANES, PANEL_ROWS, Panel, PanelFormat, STEP, STEPS_OF_GROUP};
 
 /// One value for each of a panel's rows.
@@ -34,7 +34,8 @@ struct GroupWeights {
 }
 
 /// Defines `multiply`, compiled for some instructions with all its loops: a call to code for others is
-/// never inlined. It takes from beside it `dot_part`, the `steps` that this sums, and `ZERO_OF_BYTES`.
+/// never inlined. It takes from beside it `dot_part`, the `steps` that this sums, `dot_step`, and
+/// `ZERO_OF_BYTES`.
 macro_rules! define_multiply {
     ($features:literal) => {
         /// Adds rows from `first` on times one panel.
@@ -81,7 +82,7 @@ macro_rules! define_multiply {
                     8 => &panel.codes.as_chunks().0.as_chunks().0[group],
                     _ => &unpacked.0,
                 };
-                let mut weights = GroupWeights {
+                let weights = GroupWeights {
                     scales: match BITS {
                         6 => [0, 1].map(|half| load_halves(panel.scales, 2 * group + half)),
                         _ => [load_halves(panel.scales, group); 2],
@@ -95,50 +96,54 @@ macro_rules! define_multiply {
                         _ => panel.format.zero(),
                     },
                 };
-                let run = x.run(group, first..first + sums.len());
-                let mut row = 0;
-                while row < sums.len() {
-                    match sums.len() - row {
-                        4.. => add_rows::<BITS, 4>(codes, steps, &weights, run.rows(row), sums),
-                        3 => add_rows::<BITS, 3>(codes, steps, &weights, run.rows(row), sums),
-                        2 => add_rows::<BITS, 2>(codes, steps, &weights, run.rows(row), sums),
-                        _ => add_rows::<BITS, 1>(codes, steps, &weights, run.rows(row), sums),
-                    }
-                    row += 4;
-                }
-                // Fine codes have no minimum: see `GroupScale`.
-                weights.mins = None;
-                let mut loud = run.loud_rows();
-                while let Some(first) = loud.next() {
-                    match loud.next() {
-                        Some(second) => {
-                            add_rows::<BITS, 2>(codes, steps, &weights, [first, second], sums)
-                        }
-                        None => add_rows::<BITS, 1>(codes, steps, &weights, [first], sums),
-                    }
+                let mut x = &x.group(group)[first..][..sums.len()];
+                let mut sums = &mut *sums;
+                while !x.is_empty() {
+                    let rows = match x.len() {
+                        4.. => add_rows::<BITS, 4>(codes, steps, &weights, x, sums),
+                        3 => add_rows::<BITS, 3>(codes, steps, &weights, x, sums),
+                        2 => add_rows::<BITS, 2>(codes, steps, &weights, x, sums),
+                        _ => add_rows::<BITS, 1>(codes, steps, &weights, x, sums),
+                    };
+                    (x, sums) = (&x[rows..], &mut sums[rows..]);
                 }
             }
         }
 
-        /// Adds a group's products with `R` rows to their sums.
+        /// Adds a group's products with the first `R` rows to their sums, and says how many that were.
         #[inline]
         #[target_feature(enable = $features)]
         fn add_rows<const BITS: u32, const R: usize>(
             codes: &Codes,
             steps: usize,
             weights: &GroupWeights,
-            x: [(usize, RowCodes<'_>); R],
+            x: &[CodeGroup],
             sums: &mut Sums,
-        ) {
+        ) -> usize {
+            let x: &[CodeGroup; R] = x.first_chunk().expect("bug: R rows");
             // Q6 has a scale for each half of the group.
             let halves = if BITS == 6 { 2 } else { 1 };
             for half in 0..halves {
-                let products = dot_part::<BITS, R>(codes, steps, x.map(|(_, x)| x.codes), half);
+                let lows: [_; R] = std::array::from_fn(|r| &x[r].low);
+                let mut products = dot_part::<BITS, R>(codes, steps, lows, half);
+                for (x, products) in x.iter().zip(&mut products) {
+                    let tall = x.tall_step();
+                    if BITS == 6 && tall / (STEPS_OF_GROUP / 2) != half {
+                        continue;
+                    }
+                    let four = _mm256_set1_epi32(i32::from_le_bytes(x.high.map(|high| high as u8)));
+                    let high = dot_step::<BITS>(&codes[tall], four);
+                    for part in 0..2 {
+                        let high = _mm256_slli_epi32::<{ HIGH_BITS as i32 }>(high[part]);
+                        products[part] = _mm256_add_epi32(products[part], high);
+                    }
+                }
                 match BITS {
                     6 => add_scaled_half(products, half, weights, x, sums),
                     _ => add_scaled(products, weights, x, sums),
                 }
             }
+            R
         }
 
         /// Adds the products of a whole group to the sums.
@@ -147,17 +152,16 @@ macro_rules! define_multiply {
         fn add_scaled<const R: usize>(
             products: [Pair; R],
             weights: &GroupWeights,
-            x: [(usize, RowCodes<'_>); R],
+            x: &[CodeGroup; R],
             sums: &mut Sums,
         ) {
             for r in 0..R {
-                let (row, RowCodes { scale, .. }) = x[r];
-                let sums = &mut sums[row];
-                let x_scale = _mm256_set1_ps(scale.scale);
+                let (x, sums) = (&x[r], &mut sums[r]);
+                let x_scale = _mm256_set1_ps(x.scale);
                 let mut row = load_sums(sums);
                 let mut products = products[r];
                 if weights.zero != 0 {
-                    let zero = _mm256_set1_epi32(weights.zero * scale.minus_sum);
+                    let zero = _mm256_set1_epi32(weights.zero * x.minus_sum);
                     products = products.map(|product| _mm256_add_epi32(product, zero));
                 }
                 for half in 0..2 {
@@ -166,7 +170,7 @@ macro_rules! define_multiply {
                     row[half] = _mm256_fmadd_ps(product, x_scale, row[half]);
                 }
                 if let Some(mins) = weights.mins {
-                    let scaled_sum = _mm256_set1_ps(scale.scaled_sum);
+                    let scaled_sum = _mm256_set1_ps(x.scaled_sum);
                     for half in 0..2 {
                         row[half] = _mm256_fmadd_ps(mins[half], scaled_sum, row[half]);
                     }
@@ -182,15 +186,14 @@ macro_rules! define_multiply {
             products: [Pair; R],
             part: usize,
             weights: &GroupWeights,
-            x: [(usize, RowCodes<'_>); R],
+            x: &[CodeGroup; R],
             sums: &mut Sums,
         ) {
             for r in 0..R {
-                let (row, RowCodes { scale, .. }) = x[r];
-                let sums = &mut sums[row];
-                let x_scale = _mm256_set1_ps(scale.scale);
+                let (x, sums) = (&x[r], &mut sums[r]);
+                let x_scale = _mm256_set1_ps(x.scale);
                 let mut row = load_sums(sums);
-                let zero = _mm256_set1_epi32(weights.zero * i32::from(scale.half_sums[part]));
+                let zero = _mm256_set1_epi32(weights.zero * x.half_sums[part]);
                 for half in 0..2 {
                     let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[r][half], zero));
                     let product = _mm256_mul_ps(product, weights.scales[part][half]);
@@ -237,6 +240,19 @@ fn dot_part<const BITS: u32, const R: usize>(
         }
         _ => dot_signed(codes, x, steps),
     }
+}
+
+/// 32-bit products of one step.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_step<const BITS: u32>(codes: &[u8; LANES], four: __m256i) -> Pair {
+    load_pair(codes).map(|codes| {
+        let products = match BITS {
+            8 => _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(four, codes)),
+            _ => _mm256_maddubs_epi16(codes, four),
+        };
+        _mm256_madd_epi16(products, _mm256_set1_epi16(1))
+    })
 }
 
 /// 16-bit products of `R` rows with unsigned codes, over some steps of a group.

@@ -8,7 +8,7 @@
 use std::arch::x86_64::*;
 
 use super::Sums;
-use crate::kernels::activations::{Activations, CODE_GROUP, Codes as RowCodes};
+use crate::kernels::activations::{Activations, CodeGroup, HIGH_BITS};
 use crate::kernels::packed::{HALVES, LANES, PANEL_ROWS, Panel, PanelFormat, STEP, STEPS_OF_GROUP};
 
 /// The codes of a group: a register for each step.
@@ -66,10 +66,10 @@ macro_rules! group_weights {
     };
 }
 
-/// Adds a group's products with `$rows` rows. Fine codes have no minimum: see `GroupScale`.
+/// Adds a group's products with `$rows` rows; `$steps` are the weights' codes, in memory.
 macro_rules! add_products {
-    ($bits:ident, $zero:ident, $has_mins:expr, $rows:tt, $weights:ident, $x:expr, $totals:ident) => {{
-        let x: [(usize, RowCodes<'_>); $rows] = $x;
+    ($bits:ident, $zero:ident, $has_mins:expr, $rows:tt, $weights:ident, $steps:ident, $x:expr, $totals:ident) => {{
+        let x: &[CodeGroup; $rows] = $x;
         // Q6 has a scale for each half of the group.
         let (halves, steps) = match $bits {
             6 => (2, STEPS_OF_GROUP / 2),
@@ -80,30 +80,41 @@ macro_rules! add_products {
             for r in 0..$rows {
                 products[r] = match ($zero, $bits) {
                     (0, _) => _mm512_setzero_si512(),
-                    (_, 6) => _mm512_set1_epi32(-$zero * i32::from(x[r].1.scale.half_sums[half])),
+                    (_, 6) => _mm512_set1_epi32(-$zero * x[r].half_sums[half]),
                     // Shifted as a register: a number from outside of them is slower to spread.
                     _ => _mm512_sllv_epi32(
-                        _mm512_set1_epi32(x[r].1.scale.minus_sum),
+                        _mm512_set1_epi32(x[r].minus_sum),
                         _mm512_set1_epi32($zero.ilog2() as i32),
                     ),
                 };
             }
             for step in half * steps..(half + 1) * steps {
                 for r in 0..$rows {
-                    let four = _mm512_set1_epi32(four_codes(x[r].1.codes, step));
+                    let four = _mm512_set1_epi32(four_codes(&x[r].low, step));
                     products[r] = _mm512_dpbusd_epi32(products[r], $weights.codes[step], four);
                 }
             }
             for r in 0..$rows {
+                let tall = x[r].tall_step();
+                let four = _mm512_set1_epi32(four_codes(&x[r].high, 0));
+                let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), $steps[tall], four);
+                let high = _mm512_slli_epi32::<HIGH_BITS>(high);
+                let has_tall = match $bits {
+                    6 if tall / steps != half => 0,
+                    _ => 0xffff,
+                };
+                products[r] = _mm512_mask_add_epi32(products[r], has_tall, products[r], high);
+            }
+            for r in 0..$rows {
                 let product = _mm512_cvtepi32_ps(products[r]);
                 let product = _mm512_mul_ps(product, $weights.scales[half]);
-                let scale = _mm512_set1_ps(x[r].1.scale.scale);
+                let scale = _mm512_set1_ps(x[r].scale);
                 $totals[r] = _mm512_fmadd_ps(product, scale, $totals[r]);
             }
         }
         if $has_mins {
             for r in 0..$rows {
-                let scaled_sum = _mm512_set1_ps(x[r].1.scale.scaled_sum);
+                let scaled_sum = _mm512_set1_ps(x[r].scaled_sum);
                 $totals[r] = _mm512_fmadd_ps($weights.mins, scaled_sum, $totals[r]);
             }
         }
@@ -139,16 +150,10 @@ fn multiply_few<const BITS: u32, const ZERO: i32, const MINS: bool, const R: usi
     for group in 0..panel.num_groups() {
         panel.prefetch_next(group);
         let weights = group_weights!(BITS, MINS, panel, group);
-        let run = x.run(group, first..first + R);
-        add_products!(BITS, ZERO, MINS, R, weights, run.rows(0), totals);
-        for (r, total) in totals.iter_mut().enumerate() {
-            // The same groups of a row are loud for each panel, as the machine soon predicts.
-            if let Some(fine) = run.fine(r) {
-                let mut one = [*total];
-                add_products!(BITS, ZERO, false, 1, weights, [(r, fine)], one);
-                [*total] = one;
-            }
-        }
+        let steps = weights.codes;
+        let x = x.group(group)[first..].first_chunk();
+        let x = x.expect("bug: R rows");
+        add_products!(BITS, ZERO, MINS, R, weights, steps, x, totals);
     }
     for (sums, totals) in sums.iter_mut().zip(totals) {
         store_sums(sums, totals);
@@ -166,58 +171,48 @@ fn multiply_many<const BITS: u32, const ZERO: i32, const MINS: bool>(
     for group in 0..panel.num_groups() {
         panel.prefetch_next(group);
         let weights = group_weights!(BITS, MINS, panel, group);
-        let run = x.run(group, first..first + sums.len());
-        let mut row = 0;
-        while row < sums.len() {
-            row += match sums.len() - row {
-                8.. => add_rows::<BITS, ZERO, MINS, false, 8>(weights, run.rows(row), sums),
-                4.. => add_rows::<BITS, ZERO, MINS, false, 4>(weights, run.rows(row), sums),
-                3 => add_rows::<BITS, ZERO, MINS, false, 3>(weights, run.rows(row), sums),
-                2 => add_rows::<BITS, ZERO, MINS, false, 2>(weights, run.rows(row), sums),
-                _ => add_rows::<BITS, ZERO, MINS, false, 1>(weights, run.rows(row), sums),
+        let steps = weights.codes;
+        let mut x = &x.group(group)[first..][..sums.len()];
+        let mut sums = &mut *sums;
+        while !x.is_empty() {
+            let rows = match x.len() {
+                8.. => add_rows::<BITS, ZERO, MINS, 8>(weights, &steps, x, sums),
+                4.. => add_rows::<BITS, ZERO, MINS, 4>(weights, &steps, x, sums),
+                3 => add_rows::<BITS, ZERO, MINS, 3>(weights, &steps, x, sums),
+                2 => add_rows::<BITS, ZERO, MINS, 2>(weights, &steps, x, sums),
+                _ => add_rows::<BITS, ZERO, MINS, 1>(weights, &steps, x, sums),
             };
-        }
-        let mut loud = run.loud_rows();
-        while loud.len() > 0 {
-            match loud.len() {
-                4.. => add_rows::<BITS, ZERO, MINS, true, 4>(weights, loud.next_rows(), sums),
-                2.. => add_rows::<BITS, ZERO, MINS, true, 2>(weights, loud.next_rows(), sums),
-                _ => add_rows::<BITS, ZERO, MINS, true, 1>(weights, loud.next_rows(), sums),
-            };
+            (x, sums) = (&x[rows..], &mut sums[rows..]);
         }
     }
 }
 
-/// Adds a group's products with `R` rows to their sums in memory, and says how many that were. Each
-/// of these functions is called in one place, so that the compiler puts it there: coarse and fine codes
-/// do not share any.
+/// Adds a group's products with the first `R` rows to their sums in memory, and says how many that were.
+/// Each of these functions is called in one place, so that the compiler puts it there.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn add_rows<
-    const BITS: u32,
-    const ZERO: i32,
-    const MINS: bool,
-    const FINE: bool,
-    const R: usize,
->(
+fn add_rows<const BITS: u32, const ZERO: i32, const MINS: bool, const R: usize>(
     weights: GroupWeights,
-    x: [(usize, RowCodes<'_>); R],
+    steps: &Codes,
+    x: &[CodeGroup],
     sums: &mut Sums,
 ) -> usize {
+    let x = x.first_chunk().expect("bug: R rows");
+    let sums: &mut [_; R] = sums.first_chunk_mut().expect("bug: R rows");
     let mut totals = [_mm512_setzero_ps(); R];
     for r in 0..R {
-        totals[r] = load_sums(&sums[x[r].0]);
+        totals[r] = load_sums(&sums[r]);
     }
-    add_products!(BITS, ZERO, MINS && !FINE, R, weights, x, totals);
+    add_products!(BITS, ZERO, MINS, R, weights, steps, x, totals);
     for r in 0..R {
-        store_sums(&mut sums[x[r].0], totals[r]);
+        store_sums(&mut sums[r], totals[r]);
     }
     R
 }
 
 /// The four codes of a step, in one lane.
 #[inline(always)]
-fn four_codes(codes: &[i8; CODE_GROUP], step: usize) -> i32 {
+fn four_codes(codes: &[i8], step: usize) -> i32 {
     let four = codes.as_chunks::<STEP>().0[step];
     i32::from_le_bytes(four.map(|code| code as u8))
 }

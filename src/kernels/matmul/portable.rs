@@ -4,7 +4,7 @@
 //! vectorises it for what every machine of the target has.
 
 use super::Sums;
-use crate::kernels::activations::{Activations, CODE_GROUP, GroupScale};
+use crate::kernels::activations::{Activations, CODE_GROUP, CodeGroup, HIGH};
 use crate::kernels::math::f16_to_f32;
 use crate::kernels::packed::{LANES, PANEL_ROWS, Panel, PanelFormat, STEP, STEPS_OF_GROUP};
 
@@ -22,12 +22,8 @@ pub(super) fn multiply(panel: &Panel<'_>, x: &Activations, first: usize, sums: &
     }
     for group in 0..panel.num_groups() {
         let weights = UnpackedGroup::new(panel, group);
-        let x = x.run(group, first..first + sums.len());
-        for ((codes, scale), sums) in x.codes.iter().zip(x.scales).zip(&mut *sums) {
-            weights.add_products(codes, scale, sums);
-        }
-        for (row, x) in x.loud_rows() {
-            weights.add_products(x.codes, x.scale, &mut sums[row]);
+        for (x, sums) in x.group(group)[first..].iter().zip(&mut *sums) {
+            weights.add_products(x, sums);
         }
     }
 }
@@ -59,24 +55,33 @@ impl UnpackedGroup {
         }
     }
 
-    fn add_products(&self, x: &[i8; CODE_GROUP], scale: &GroupScale, sums: &mut [f32; PANEL_ROWS]) {
-        let [mut first, second] = dot(&self.codes, x);
+    fn add_products(&self, x: &CodeGroup, sums: &mut [f32; PANEL_ROWS]) {
+        let [mut first, mut second] = dot(&self.codes, &x.low);
+        let tall = x.tall_step();
+        let of_half = [&mut first, &mut second];
+        let products = dot_step(&self.codes[tall], &x.high);
+        for (sum, product) in of_half[tall / (STEPS_OF_GROUP / 2)]
+            .iter_mut()
+            .zip(products)
+        {
+            *sum += HIGH * product;
+        }
         if self.shares_scale {
             for (first, second) in first.iter_mut().zip(&second) {
                 *first += second;
             }
         }
         for lane in 0..PANEL_ROWS {
-            sums[lane] += first[lane] as f32 * self.scales[0][lane] * scale.scale;
+            sums[lane] += first[lane] as f32 * self.scales[0][lane] * x.scale;
         }
         if !self.shares_scale {
             for lane in 0..PANEL_ROWS {
-                sums[lane] += second[lane] as f32 * self.scales[1][lane] * scale.scale;
+                sums[lane] += second[lane] as f32 * self.scales[1][lane] * x.scale;
             }
         }
         if let Some(mins) = &self.mins {
             for lane in 0..PANEL_ROWS {
-                sums[lane] += mins[lane] * scale.scaled_sum;
+                sums[lane] += mins[lane] * x.scaled_sum;
             }
         }
     }
@@ -85,16 +90,26 @@ impl UnpackedGroup {
 /// Integer products of the first and the second half of a group.
 fn dot(codes: &Codes, x: &[i8; CODE_GROUP]) -> [[i32; PANEL_ROWS]; 2] {
     let mut halves = [[0; PANEL_ROWS]; 2];
-    for (step, (codes, x)) in codes.iter().zip(x.chunks_exact(STEP)).enumerate() {
-        let x: [i32; STEP] = std::array::from_fn(|i| i32::from(x[i]));
+    for (step, (codes, x)) in codes.iter().zip(x.as_chunks().0).enumerate() {
         let sums = &mut halves[step / (STEPS_OF_GROUP / 2)];
-        for (sum, codes) in sums.iter_mut().zip(codes.chunks_exact(STEP)) {
-            for (code, x) in codes.iter().zip(&x) {
-                *sum += i32::from(*code as i8) * x;
-            }
+        for (sum, product) in sums.iter_mut().zip(dot_step(codes, x)) {
+            *sum += product;
         }
     }
     halves
+}
+
+/// Integer products of one step.
+#[inline(always)]
+fn dot_step(codes: &[u8; LANES], x: &[i8; STEP]) -> [i32; PANEL_ROWS] {
+    let x = x.map(i32::from);
+    let mut products = [0; PANEL_ROWS];
+    for (product, codes) in products.iter_mut().zip(codes.as_chunks::<STEP>().0) {
+        for (code, x) in codes.iter().zip(x) {
+            *product += i32::from(*code as i8) * x;
+        }
+    }
+    products
 }
 
 fn unpack_codes(panel: &Panel<'_>, group: usize) -> Codes {

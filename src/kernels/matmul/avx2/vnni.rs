@@ -88,6 +88,19 @@ macro_rules! vnni {
                 }
                 sums
             }
+
+            /// 32-bit products of one step.
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn dot_step<const BITS: u32>(codes: &[u8; LANES], four: __m256i) -> Pair {
+                load_pair(codes).map(|codes| {
+                    let codes = match BITS {
+                        8 => _mm256_xor_si256(codes, _mm256_set1_epi8(i8::MIN)),
+                        _ => codes,
+                    };
+                    $dpbusd(_mm256_setzero_si256(), codes, four)
+                })
+            }
         }
     };
 }
