@@ -15,8 +15,8 @@ use crate::server::{RealServer, model_file};
 const MAX_RELATIVE_DIFFERENCE: f64 = 0.005;
 /// Positions at which the most likely token must be the reference's.
 const MIN_AGREEMENT: f64 = 0.97;
-/// The same of other types of K and V, beside f16. Each of two types may be 0.12 % off for all else that is rounded, one up and the other down: f32 is by
-/// -0.11 % with AVX-512 and +0.11 % with AVX2.
+/// The same of other types of K and V, beside f16. Each of two may be 0.12 % off for all else that is
+/// rounded, one up and the other down: f32 is by -0.11 % with AVX-512 and +0.11 % with AVX2.
 const MAX_KV_RELATIVE_DIFFERENCE: f64 = 0.003;
 const MIN_KV_AGREEMENT: f64 = 0.96;
 /// Where the reference is less sure than this between two tokens, either may come.

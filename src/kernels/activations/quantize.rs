@@ -83,7 +83,7 @@ fn quantize(values: &[f32; CODE_GROUP], group: &mut CodeGroup) {
     }
     group.high = highs.map(|high| high as i8);
     group.tall = tall as u32;
-    set_sums(group, magnitude, half_sums);
+    set_sums(group, scale_of(magnitude), half_sums);
 }
 
 /// What has code 127, from the bits of the other steps' largest magnitude; the tallest code is 127 * 127
@@ -103,8 +103,12 @@ fn inverse_scale(magnitude: f32) -> f32 {
 }
 
 #[inline(always)]
-fn set_sums(group: &mut CodeGroup, magnitude: f32, half_sums: [i32; 2]) {
-    let scale = magnitude * (1.0 / 127.0);
+fn scale_of(magnitude: f32) -> f32 {
+    magnitude * (1.0 / 127.0)
+}
+
+#[inline(always)]
+fn set_sums(group: &mut CodeGroup, scale: f32, half_sums: [i32; 2]) {
     let sum = half_sums[0].wrapping_add(half_sums[1]);
     group.scale = scale;
     group.scaled_sum = scale * sum as f32;
@@ -119,76 +123,135 @@ mod avx512 {
 
     use super::*;
 
+    /// Rows that are taken through one stage after the other. A group's instructions wait for one another
+    /// longer than the machine can look ahead; those of one stage of many rows do not.
+    const STAGED_ROWS: usize = 16;
+
+    /// What is found out about a group of each row before it is quantised.
+    #[derive(Default)]
+    #[repr(align(64))]
+    struct Stages {
+        tall: [u32; STAGED_ROWS],
+        tallest: [f32; STAGED_ROWS],
+        others: [u32; STAGED_ROWS],
+        inverse: [f32; STAGED_ROWS],
+        scale: [f32; STAGED_ROWS],
+    }
+
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     pub fn quantize_group(values: &[f32], len: usize, group: usize, groups: &mut [CodeGroup]) {
-        for (row, quantized) in values.chunks_exact(len).zip(groups) {
-            quantize(group_of(row, group), quantized);
+        let mut stages = Stages::default();
+        let values = values.chunks(STAGED_ROWS * len);
+        for (values, groups) in values.zip(groups.chunks_mut(STAGED_ROWS)) {
+            let rows = || {
+                values
+                    .chunks_exact(len)
+                    .map(|row| group_of(row, group))
+                    .enumerate()
+            };
+            for (row, values) in rows() {
+                find_magnitudes(values, row, &mut stages);
+            }
+            find_scales(&mut stages);
+            for ((row, values), group) in rows().zip(groups) {
+                quantize(values, row, &stages, group);
+            }
         }
     }
 
-    /// The largest of a register's four runs of four, in each.
+    /// The largest of eight, in each.
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn largest_run(runs: __m512i) -> __m512i {
-        let twos = _mm512_max_epi32(runs, _mm512_shuffle_i32x4::<0b01_00_11_10>(runs, runs));
-        _mm512_max_epi32(twos, _mm512_shuffle_i32x4::<0b10_11_00_01>(twos, twos))
+    fn largest(steps: __m256i) -> __m256i {
+        let fours = _mm256_max_epi32(steps, _mm256_permute4x64_epi64::<0b01_00_11_10>(steps));
+        let twos = _mm256_max_epi32(fours, _mm256_shuffle_epi32::<0b01_00_11_10>(fours));
+        _mm256_max_epi32(twos, _mm256_shuffle_epi32::<0b10_11_00_01>(twos))
+    }
+
+    /// The largest magnitude of each step, in its bits.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn largest_of_steps(values: [__m512; 2]) -> __m256i {
+        let sign = _mm512_set1_ps(-0.0);
+        let [first, second] = values.map(|values| _mm512_andnot_ps(sign, values));
+        // A step is a quarter of a register: those of both halves of the group come to lie side by side.
+        let even = _mm512_shuffle_ps::<0b10_00_10_00>(first, second);
+        let odd = _mm512_shuffle_ps::<0b11_01_11_01>(first, second);
+        let twos = _mm512_max_epi32(_mm512_castps_si512(even), _mm512_castps_si512(odd));
+        let fours = _mm512_max_epi32(twos, _mm512_shuffle_epi32::<0b10_11_00_01>(twos));
+        let places = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 4, 8, 12, 2, 6, 10, 14);
+        _mm512_castsi512_si256(_mm512_permutexvar_epi32(places, fours))
     }
 
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn quantize(values: &[f32; CODE_GROUP], group: &mut CodeGroup) {
+    fn load(values: &[f32; CODE_GROUP]) -> [__m512; 2] {
         // SAFETY: 32 f32 are there; the loads may be unaligned.
-        let values = [0, 16].map(|at| unsafe { _mm512_loadu_ps(values.as_ptr().add(at)) });
-        // A step is four lanes, a quarter of a register.
-        let steps = values.map(|values| {
-            let magnitude = _mm512_set1_epi32(0x7fff_ffff);
-            let ones = _mm512_and_si512(_mm512_castps_si512(values), magnitude);
-            let twos = _mm512_max_epi32(ones, _mm512_shuffle_epi32::<0b01_00_11_10>(ones));
-            _mm512_max_epi32(twos, _mm512_shuffle_epi32::<0b10_11_00_01>(twos))
-        });
-        let tallest = largest_run(_mm512_max_epi32(steps[0], steps[1]));
-        let [first, second] = steps.map(|step| _mm512_cmpeq_epi32_mask(step, tallest));
-        let tall = (u32::from(first) | u32::from(second) << 16).trailing_zeros() / STEP as u32;
-        let of_tall = 0xf_u32 << (STEP as u32 * tall);
-        let of_tall = [of_tall as u16, (of_tall >> 16) as u16];
-        let others: [__m512i; 2] =
-            std::array::from_fn(|half| _mm512_maskz_mov_epi32(!of_tall[half], steps[half]));
-        let others = largest_run(_mm512_max_epi32(others[0], others[1]));
-        let tallest = _mm512_cvtss_f32(_mm512_castsi512_ps(tallest));
-        let magnitude = magnitude_of_scale(tallest, _mm512_cvtsi512_si32(others).cast_unsigned());
+        [0, 16].map(|at| unsafe { _mm512_loadu_ps(values.as_ptr().add(at)) })
+    }
 
-        let inverse = _mm512_set1_ps(inverse_scale(magnitude));
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn find_magnitudes(values: &[f32; CODE_GROUP], row: usize, stages: &mut Stages) {
+        let magnitudes = largest_of_steps(load(values));
+        let tallest = largest(magnitudes);
+        // The first of several.
+        let tall = u32::from(_mm256_cmpeq_epi32_mask(magnitudes, tallest)).trailing_zeros();
+        let others = _mm256_mask_mov_epi32(magnitudes, 1 << tall, _mm256_setzero_si256());
+        stages.tall[row] = tall;
+        stages.tallest[row] = _mm256_cvtss_f32(_mm256_castsi256_ps(tallest));
+        stages.others[row] = _mm256_cvtsi256_si32(largest(others)).cast_unsigned();
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn find_scales(stages: &mut Stages) {
+        let parts = stages.tallest.into_iter().zip(stages.others);
+        for (row, (tallest, others)) in parts.enumerate() {
+            let magnitude = magnitude_of_scale(tallest, others);
+            stages.inverse[row] = inverse_scale(magnitude);
+            stages.scale[row] = scale_of(magnitude);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn quantize(values: &[f32; CODE_GROUP], row: usize, stages: &Stages, group: &mut CodeGroup) {
+        let (tall, inverse) = (stages.tall[row], stages.inverse[row]);
+        let is_tall = 1_u8 << (tall % u8::BITS);
         // To the nearest whole number, the even one of two: the default of the machine.
-        let codes = values.map(|values| _mm512_cvtps_epi32(_mm512_mul_ps(values, inverse)));
-        let highs: [__m512i; 2] = std::array::from_fn(|half| {
-            let rounded = _mm512_add_epi32(codes[half], _mm512_set1_epi32(HIGH / 2));
-            _mm512_maskz_srai_epi32::<HIGH_BITS>(of_tall[half], rounded)
+        let [first, second] = load(values).map(|values| {
+            let codes = _mm512_cvtps_epi32(_mm512_mul_ps(values, _mm512_set1_ps(inverse)));
+            _mm512_cvtepi32_epi8(codes)
         });
-        let lows: [__m512i; 2] = std::array::from_fn(|half| {
-            _mm512_sub_epi32(codes[half], _mm512_slli_epi32::<HIGH_BITS>(highs[half]))
-        });
-        let bytes = |[first, second]: [__m512i; 2]| {
-            _mm256_set_m128i(_mm512_cvtepi32_epi8(second), _mm512_cvtepi32_epi8(first))
-        };
-        let (lows, highs) = (bytes(lows), bytes(highs));
+        let step = &values.as_chunks::<STEP>().0[tall as usize % STEPS_OF_GROUP];
+        // SAFETY: 4 f32 are there; the load may be unaligned.
+        let values = unsafe { _mm_loadu_ps(step.as_ptr()) };
+        let codes = _mm_cvtps_epi32(_mm_mul_ps(values, _mm_set1_ps(inverse)));
+        let rounded = _mm_add_epi32(codes, _mm_set1_epi32(HIGH / 2));
+        let highs = _mm_srai_epi32::<{ HIGH_BITS as i32 }>(rounded);
+        let lows = _mm_sub_epi32(codes, _mm_slli_epi32::<{ HIGH_BITS as i32 }>(highs));
+        let (lows, highs) = (_mm_cvtepi32_epi8(lows), _mm_cvtepi32_epi8(highs));
+        let low = _mm256_mask_broadcastd_epi32(_mm256_set_m128i(second, first), is_tall, lows);
         // SAFETY: 32 bytes are there; the store may be unaligned.
-        unsafe { _mm256_storeu_si256(group.low.as_mut_ptr().cast(), lows) };
-        let high = _mm256_permutevar8x32_epi32(highs, _mm256_set1_epi32(tall.cast_signed()));
-        group.high = _mm256_cvtsi256_si32(high)
-            .to_le_bytes()
-            .map(u8::cast_signed);
+        unsafe { _mm256_storeu_si256(group.low.as_mut_ptr().cast(), low) };
+        group.high = _mm_cvtsi128_si32(highs).to_le_bytes().map(u8::cast_signed);
         group.tall = tall;
 
-        let ones = _mm256_set1_epi8(1);
-        let of_lows = _mm256_dpbusd_epi32(_mm256_setzero_si256(), ones, lows);
-        let of_highs = _mm256_dpbusd_epi32(_mm256_setzero_si256(), ones, highs);
-        let fours = _mm256_add_epi32(of_lows, _mm256_slli_epi32::<{ HIGH_BITS as i32 }>(of_highs));
+        let of_lows = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), low);
+        let of_highs = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(HIGH as i8), highs);
+        let fours = _mm256_add_epi32(of_lows, _mm256_maskz_broadcastd_epi32(is_tall, of_highs));
         let twos = _mm256_add_epi32(fours, _mm256_shuffle_epi32::<0b01_00_11_10>(fours));
         let sums = _mm256_add_epi32(twos, _mm256_shuffle_epi32::<0b10_11_00_01>(twos));
-        let half_sums = [
-            _mm256_extract_epi32::<0>(sums),
-            _mm256_extract_epi32::<4>(sums),
+        let halves = [
+            _mm256_castsi256_si128(sums),
+            _mm256_extracti128_si256::<1>(sums),
         ];
-        set_sums(group, magnitude, half_sums);
+        let sum = _mm_add_epi32(halves[0], halves[1]);
+        let scale = stages.scale[row];
+        group.scale = scale;
+        group.scaled_sum = scale * _mm_cvtss_f32(_mm_cvtepi32_ps(sum));
+        group.minus_sum = _mm_cvtsi128_si32(_mm_sub_epi32(_mm_setzero_si128(), sum));
+        group.half_sums = halves.map(|half| _mm_cvtsi128_si32(half));
     }
 }
