@@ -83,7 +83,8 @@ fn answers_alone_and_in_company(model: (&str, &str), expected: [(usize, &str); 2
 
 #[test]
 fn smollm2_answers_sensibly_alone_and_in_company() {
-    answers_alone_and_in_company(SMOLLM2, [(0, "Paris"), (1, "def ")]);
+    // About France it has two first words that lie 0.02 to 0.15 nats apart, as rounding wants it.
+    answers_alone_and_in_company(SMOLLM2, [(11, "machine code"), (1, "def ")]);
 }
 
 #[test]
