@@ -76,14 +76,6 @@ type Query<'f, 'a> = dyn Fn(&Unit, usize) -> &'a [f32] + 'f;
 /// Whose tiles are read next.
 type Next<'a, K, V> = Option<(&'a Head<K, V>, &'a Unit)>;
 
-/// What all kernels can read.
-#[cfg(target_arch = "x86_64")]
-trait Readable: avx2::Load + avx512::Load {}
-#[cfg(target_arch = "x86_64")]
-impl<E: avx2::Load + avx512::Load> Readable for E {}
-#[cfg(not(target_arch = "x86_64"))]
-use super::kv_storage::Element as Readable;
-
 /// K of a type that kernels multiply with queries.
 trait Keys: Key {
     /// Makes queries (rows) of heads of `head_dim` what `multiply` takes.
@@ -458,6 +450,30 @@ macro_rules! with_rows {
     };
 }
 
+/// Calls the version of a function for an instruction set and a number of rows.
+macro_rules! with_kernel {
+    ($isa:expr, $rows:expr, $name:ident, ($of:ident, $tiles:ident, $($rest:ident),*)) => {
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a Compute holds only an instruction set that the machine has.
+            Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
+                with_rows!($rows, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], avx512::$name,
+                    ($of, $tiles, $($rest),*));
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx2 | Isa::AvxVnni => unsafe {
+                let $tiles = $tiles.0;
+                with_rows!($rows, [1 2 3 4], avx2::$name, ($of, $tiles, $($rest),*));
+            },
+            _ => {
+                let $tiles = $tiles.0;
+                with_rows!($rows, [1 2 3 4], portable::$name, ($of, $tiles, $($rest),*));
+            }
+        }
+    };
+}
+
 macro_rules! multiply_elements {
     ($($element:ty)*) => {
         $(impl Keys for $element {
@@ -477,40 +493,13 @@ macro_rules! multiply_elements {
                 queries: &Queries,
                 scores: &mut [[f32; TILE_TOKENS]],
             ) {
-                multiply_elements(isa, keys, tiles, queries, scores);
+                let rows = queries.num_rows();
+                with_kernel!(isa, rows, scores, (keys, tiles, queries, scores));
             }
         })*
     };
 }
 multiply_elements!(f32 i8);
-
-fn multiply_elements<E: Readable>(
-    isa: Isa,
-    keys: &Tiles<E>,
-    tiles: Reads<'_>,
-    queries: &Queries,
-    scores: &mut [[f32; TILE_TOKENS]],
-) {
-    let rows = queries.num_rows();
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a Compute holds only an instruction set that the machine has.
-        Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
-            with_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], avx512::scores,
-                (keys, tiles, queries, scores));
-        },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx2 | Isa::AvxVnni => unsafe {
-            let tiles = tiles.0;
-            with_rows!(rows, [1 2 3 4], avx2::scores, (keys, tiles, queries, scores));
-        },
-        _ => {
-            let tiles = tiles.0;
-            with_rows!(rows, [1 2 3 4], portable::scores, (keys, tiles, queries, scores));
-        }
-    }
-}
 
 impl Keys for CodePair {
     fn set_queries<'a>(
@@ -530,24 +519,7 @@ impl Keys for CodePair {
         scores: &mut [[f32; TILE_TOKENS]],
     ) {
         let rows = queries.num_rows();
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: a Compute holds only an instruction set that the machine has.
-            Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
-                with_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], avx512::scores_of_codes,
-                    (keys, tiles, queries, scores));
-            },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Isa::Avx2 | Isa::AvxVnni => unsafe {
-                let tiles = tiles.0;
-                with_rows!(rows, [1 2 3 4], avx2::scores_of_codes, (keys, tiles, queries, scores));
-            },
-            _ => {
-                let tiles = tiles.0;
-                with_rows!(rows, [1 2 3 4], portable::scores_of_codes, (keys, tiles, queries, scores));
-            }
-        }
+        with_kernel!(isa, rows, scores_of_codes, (keys, tiles, queries, scores));
     }
 }
 
@@ -558,10 +530,10 @@ macro_rules! sum_elements {
                 isa: Isa,
                 values: &Tiles<Self>,
                 tiles: Reads<'_>,
-                rows_weights_len: (usize, &[[f32; TILE_TOKENS]], usize),
+                (rows, weights, len): (usize, &[[f32; TILE_TOKENS]], usize),
                 sums: &mut [f32],
             ) {
-                sum_elements(isa, values, tiles, rows_weights_len, sums);
+                with_kernel!(isa, rows, sum_values, (values, tiles, weights, len, sums));
             }
         })*
     };
@@ -590,33 +562,6 @@ impl Values for Bf16 {
                     (values, tiles, weights, len, sums));
             },
             _ => panic!("bug: V in bf16 for {isa}"),
-        }
-    }
-}
-
-fn sum_elements<E: Readable>(
-    isa: Isa,
-    values: &Tiles<E>,
-    tiles: Reads<'_>,
-    (rows, weights, len): (usize, &[[f32; TILE_TOKENS]], usize),
-    sums: &mut [f32],
-) {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a Compute holds only an instruction set that the machine has.
-        Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
-            with_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], avx512::sum_values,
-                (values, tiles, weights, len, sums));
-        },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx2 | Isa::AvxVnni => unsafe {
-            let tiles = tiles.0;
-            with_rows!(rows, [1 2 3 4], avx2::sum_values, (values, tiles, weights, len, sums));
-        },
-        _ => {
-            let tiles = tiles.0;
-            with_rows!(rows, [1 2 3 4], portable::sum_values, (values, tiles, weights, len, sums));
         }
     }
 }
