@@ -17,7 +17,8 @@ use super::{Compute, Isa};
 
 /// Fewer elements are quicker done than shared out.
 const MIN_ELEMENTS: usize = 4096;
-/// Rows that a thread fills before it quantises them: their codes of a group are one stream of memory.
+/// Rows that a thread fills before it quantises them: their codes of a group are one stream of memory, and
+/// their instructions do not wait for one another.
 const ROWS_AT_ONCE: usize = 16;
 /// Pairs of bf16 that a thread takes at once, of a block of rows.
 const ROUNDED_PAIRS: usize = 64;
@@ -152,10 +153,8 @@ impl Activations {
         );
         let isa = compute.isa();
         let num_groups = if needs.codes { len / CODE_GROUP } else { 0 };
-        if self.groups.len() < num_groups * num_rows {
-            let more = CodeGroup::default();
-            self.groups.resize(num_groups * num_rows, more);
-        }
+        let needed = self.groups.len().max(num_groups * num_rows);
+        self.groups.resize(needed, CodeGroup::default());
         let values = SharedMut::new(&mut self.values);
         let groups = SharedMut::new(&mut self.groups);
         let chunk = compute.pool().chunk_of(num_rows);

@@ -474,16 +474,16 @@ macro_rules! with_kernel {
     };
 }
 
-macro_rules! multiply_elements {
-    ($($element:ty)*) => {
-        $(impl Keys for $element {
+macro_rules! multiply_keys {
+    ($($key:ty: $set:ident, $kernel:ident;)*) => {
+        $(impl Keys for $key {
             fn set_queries<'a>(
-                _: Isa,
+                isa: Isa,
                 rows: impl Iterator<Item = &'a [f32]>,
-                (num_rows, head_dim): (usize, usize),
+                num_rows_and_head_dim: (usize, usize),
                 queries: &mut Queries,
             ) {
-                queries.set_values(rows, num_rows, head_dim);
+                queries.$set(isa, rows, num_rows_and_head_dim);
             }
 
             fn multiply(
@@ -494,33 +494,15 @@ macro_rules! multiply_elements {
                 scores: &mut [[f32; TILE_TOKENS]],
             ) {
                 let rows = queries.num_rows();
-                with_kernel!(isa, rows, scores, (keys, tiles, queries, scores));
+                with_kernel!(isa, rows, $kernel, (keys, tiles, queries, scores));
             }
         })*
     };
 }
-multiply_elements!(f32 i8);
-
-impl Keys for CodePair {
-    fn set_queries<'a>(
-        isa: Isa,
-        rows: impl Iterator<Item = &'a [f32]>,
-        (num_rows, head_dim): (usize, usize),
-        queries: &mut Queries,
-    ) {
-        queries.set_codes(isa, rows, num_rows, head_dim);
-    }
-
-    fn multiply(
-        isa: Isa,
-        keys: &Tiles<Self>,
-        tiles: Reads<'_>,
-        queries: &Queries,
-        scores: &mut [[f32; TILE_TOKENS]],
-    ) {
-        let rows = queries.num_rows();
-        with_kernel!(isa, rows, scores_of_codes, (keys, tiles, queries, scores));
-    }
+multiply_keys! {
+    f32: set_values, scores;
+    i8: set_values, scores;
+    CodePair: set_codes, scores_of_codes;
 }
 
 macro_rules! sum_elements {

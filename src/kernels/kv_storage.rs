@@ -18,7 +18,7 @@ use super::{Compute, Isa};
 
 pub(super) use bf16::Bf16;
 pub use element::KvType;
-pub(super) use element::{Element, Key, SCALE_GROUP, Stored, Value};
+pub(super) use element::{Element, Key, SCALE_GROUP, Stored, Value, scatter};
 pub(super) use int16::{CodePair, scale_of, write_query};
 
 /// Slots of a tile; blocks are whole tiles.

@@ -5,6 +5,17 @@ use std::f32::consts::{FRAC_2_SQRT_PI, LOG2_E};
 /// Added to a small f32, rounds it to a whole number, which the low bits then hold.
 pub(super) const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
 
+/// NaN if there is one.
+#[inline(always)]
+pub(super) fn largest_magnitude(values: &[f32]) -> f32 {
+    // As integers, magnitudes order like their values, and NaN above infinity.
+    let mut largest = 0;
+    for value in values {
+        largest = largest.max((value.to_bits() & 0x7fff_ffff) as i32);
+    }
+    f32::from_bits(largest as u32)
+}
+
 /// `e^x`; at most 2 parts in 10^7 off, 0 below -87, infinite above 88.3.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {

@@ -58,16 +58,13 @@ fn activations(compute: &Compute, rows: usize, len: usize, values: &[f32]) -> Ac
     x
 }
 
-/// Noise in which values stand out in one group of four, which are at other places in each row.
+/// Noise in which one value stands out of one group in four, at another place in each.
 fn uneven_noise(rows: usize, len: usize, seed: u64) -> Vec<f32> {
     let mut values = noise(rows * len, seed);
     for (row, values) in values.chunks_exact_mut(len).enumerate() {
         for (group, values) in values.chunks_mut(32).enumerate() {
             if (row + group).is_multiple_of(4) {
-                values
-                    .iter_mut()
-                    .step_by(8)
-                    .for_each(|value| *value = 9.0 * value.signum());
+                values[(5 * row + 7 * group) % values.len()] *= 60.0;
             }
         }
     }

@@ -1,15 +1,15 @@
 //! From rows of values to codes: bytes, and one step of two digits.
 
-use super::{CODE_GROUP, CodeGroup, HIGH, HIGH_BITS};
+use super::{CODE_GROUP, CodeGroup, HIGH, HIGH_BITS, ROWS_AT_ONCE};
 use crate::kernels::Isa;
 use crate::kernels::isa::for_each_isa;
-use crate::kernels::math::ROUND;
+use crate::kernels::math::{ROUND, largest_magnitude};
 use crate::kernels::packed::{STEP, STEPS_OF_GROUP};
 
 /// Below this magnitude its inverse overflows; such a group counts as zero.
 const SMALLEST_MAGNITUDE: f32 = 1e-36;
 
-/// Quantises one group of some rows (rows, len), to one for each row.
+/// Quantises one group of up to 16 rows (rows, len), to one for each row.
 pub(super) fn quantize_group(
     isa: Isa,
     (values, len): (&[f32], usize),
@@ -43,11 +43,10 @@ fn group_of(row: &[f32], group: usize) -> &[f32; CODE_GROUP] {
 /// the fault stays visible.
 #[inline(always)]
 fn quantize(values: &[f32; CODE_GROUP], group: &mut CodeGroup) {
-    // As integers, magnitudes order like their values, and NaN above infinity.
+    // As integers, so that NaN comes above infinity.
     let mut largest = [0; STEPS_OF_GROUP];
     for (largest, values) in largest.iter_mut().zip(values.as_chunks::<STEP>().0) {
-        let magnitudes = values.map(|value| value.to_bits() & 0x7fff_ffff);
-        *largest = magnitudes.into_iter().fold(0, u32::max);
+        *largest = largest_magnitude(values).to_bits();
     }
     let mut tall = 0;
     for step in 1..STEPS_OF_GROUP {
@@ -123,39 +122,28 @@ mod avx512 {
 
     use super::*;
 
-    /// Rows that are taken through one stage after the other. A group's instructions wait for one another
-    /// longer than the machine can look ahead; those of one stage of many rows do not.
-    const STAGED_ROWS: usize = 16;
-
-    /// What is found out about a group of each row before it is quantised.
+    /// What is found out about a group of each row before any is quantised. One group's instructions wait for
+    /// one another longer than the machine can look ahead; those of one stage of many rows do not.
     #[derive(Default)]
     #[repr(align(64))]
     struct Stages {
-        tall: [u32; STAGED_ROWS],
-        tallest: [f32; STAGED_ROWS],
-        others: [u32; STAGED_ROWS],
-        inverse: [f32; STAGED_ROWS],
-        scale: [f32; STAGED_ROWS],
+        tall: [u32; ROWS_AT_ONCE],
+        tallest: [f32; ROWS_AT_ONCE],
+        others: [u32; ROWS_AT_ONCE],
+        inverse: [f32; ROWS_AT_ONCE],
+        scale: [f32; ROWS_AT_ONCE],
     }
 
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     pub fn quantize_group(values: &[f32], len: usize, group: usize, groups: &mut [CodeGroup]) {
         let mut stages = Stages::default();
-        let values = values.chunks(STAGED_ROWS * len);
-        for (values, groups) in values.zip(groups.chunks_mut(STAGED_ROWS)) {
-            let rows = || {
-                values
-                    .chunks_exact(len)
-                    .map(|row| group_of(row, group))
-                    .enumerate()
-            };
-            for (row, values) in rows() {
-                find_magnitudes(values, row, &mut stages);
-            }
-            find_scales(&mut stages);
-            for ((row, values), group) in rows().zip(groups) {
-                quantize(values, row, &stages, group);
-            }
+        let rows = || values.chunks_exact(len).map(|row| group_of(row, group));
+        for (row, values) in rows().enumerate() {
+            find_magnitudes(values, row, &mut stages);
+        }
+        find_scales(&mut stages);
+        for ((row, values), group) in rows().enumerate().zip(groups) {
+            quantize(values, row, &stages, group);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The queries of some rows, as the kernels of a type of K multiply them.
 
 use crate::kernels::Isa;
-use crate::kernels::kv_storage::{CodePair, write_query};
+use crate::kernels::kv_storage::{CodePair, scatter, write_query};
 
 /// A buffer, of which one form is set at a time.
 #[derive(Debug, Default)]
@@ -32,16 +32,14 @@ impl Queries {
 
     pub fn set_values<'a>(
         &mut self,
+        _: Isa,
         rows: impl Iterator<Item = &'a [f32]>,
-        num_rows: usize,
-        head_dim: usize,
+        (num_rows, head_dim): (usize, usize),
     ) {
         self.num_rows = num_rows;
         self.values.resize(num_rows * head_dim, 0.0);
         for (r, row) in rows.enumerate() {
-            for (value, column) in row.iter().zip(self.values.chunks_exact_mut(num_rows)) {
-                column[r] = *value;
-            }
+            scatter(row, (r, num_rows), &mut self.values);
         }
     }
 
@@ -49,8 +47,7 @@ impl Queries {
         &mut self,
         isa: Isa,
         rows: impl Iterator<Item = &'a [f32]>,
-        num_rows: usize,
-        head_dim: usize,
+        (num_rows, head_dim): (usize, usize),
     ) {
         self.num_rows = num_rows;
         let len = num_rows * head_dim.div_ceil(2);

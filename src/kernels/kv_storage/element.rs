@@ -89,10 +89,10 @@ pub trait Element: Stored {
     fn to_f32(self) -> f32;
 }
 
-/// Spreads what a token has of up to 16 rows of a tile over its lane.
+/// Spreads elements over a lane of rows of `stride`.
 #[inline(always)]
-fn scatter<T: Copy>(elements: &[T], lane: usize, rows: &mut [T]) {
-    for (element, row) in elements.iter().zip(rows.chunks_exact_mut(TILE_TOKENS)) {
+pub fn scatter<T: Copy>(elements: &[T], (lane, stride): (usize, usize), rows: &mut [T]) {
+    for (element, row) in elements.iter().zip(rows.chunks_exact_mut(stride)) {
         row[lane] = *element;
     }
 }
@@ -108,7 +108,7 @@ impl Element for f32 {
 
 impl Key for f32 {
     fn write_key(_: Isa, k: &[f32], lane: usize, tile: &mut [f32], _: &mut [u16]) {
-        scatter(k, lane, tile);
+        scatter(k, (lane, TILE_TOKENS), tile);
     }
 }
 
@@ -199,7 +199,7 @@ for_each_isa! {
         let scales = scales.chunks_exact_mut(TILE_TOKENS);
         for ((k, rows), scales) in k.chunks(SCALE_GROUP).zip(groups).zip(scales) {
             let (codes, scale) = quantize(k);
-            scatter(&codes, lane, rows);
+            scatter(&codes, (lane, TILE_TOKENS), rows);
             scales[lane] = scale;
         }
     }

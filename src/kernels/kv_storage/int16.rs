@@ -6,11 +6,11 @@
 //! which most of a score comes, are as exact as in f16 at least.
 
 use super::TILE_TOKENS;
-use super::element::{Key, Stored};
+use super::element::{Key, Stored, scatter};
 use crate::kernels::Isa;
 use crate::kernels::aligned::Number;
 use crate::kernels::isa::for_each_isa;
-use crate::kernels::math::ROUND;
+use crate::kernels::math::{ROUND, largest_magnitude};
 
 /// The codes of two dimensions, which lie together.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -71,26 +71,16 @@ fn stored_scale(magnitude: f32) -> u16 {
     ((magnitude.to_bits().min(NAN) + 0xffff) >> 16) as u16
 }
 
-#[inline(always)]
-fn largest_magnitude(values: &[f32]) -> f32 {
-    // As integers, magnitudes order like their values, and NaN above infinity.
-    let mut largest = 0;
-    for value in values {
-        largest = largest.max((value.to_bits() & 0x7fff_ffff) as i32);
-    }
-    f32::from_bits(largest as u32)
-}
-
-/// Writes codes to every `stride`th place of `pairs`, from `first` on.
+/// Writes codes, of which `scale` has the largest, `most`, to a lane of rows of `stride`.
 #[inline(always)]
 fn write_codes(
     values: &[f32],
-    scale: f32,
-    (first, stride): (usize, usize),
+    (scale, most): (f32, f32),
+    (lane, stride): (usize, usize),
     pairs: &mut [CodePair],
 ) {
     let inverse = match scale > SMALLEST_SCALE {
-        true => largest_code(values.len()) / scale,
+        true => most / scale,
         false => 0.0,
     };
     let groups = pairs.chunks_mut(GROUP_PAIRS * stride);
@@ -99,17 +89,17 @@ fn write_codes(
         for (code, value) in codes.iter_mut().zip(values) {
             *code = (value * inverse + ROUND).to_bits() as i16;
         }
-        let places = pairs.chunks_exact_mut(stride);
-        for (pair, places) in codes.as_chunks().0.iter().zip(places) {
-            places[first] = CodePair(*pair);
-        }
+        let codes: [CodePair; GROUP_PAIRS] =
+            std::array::from_fn(|i| CodePair([codes[2 * i], codes[2 * i + 1]]));
+        scatter(&codes, (lane, stride), pairs);
     }
 }
 
 for_each_isa! {
     fn write_key(k: &[f32], lane: usize, tile: &mut [CodePair]) -> u16 {
         let scale = stored_scale(largest_magnitude(k));
-        write_codes(k, scale_of(scale), (lane, TILE_TOKENS), tile);
+        let codes_of = (scale_of(scale), largest_code(k.len()));
+        write_codes(k, codes_of, (lane, TILE_TOKENS), tile);
         scale
     }
 }
@@ -118,9 +108,8 @@ for_each_isa! {
     /// Writes the codes of a query, one of `num_rows`, to its places (head_dim / 2, rows). With the result
     /// and a key's scale, the sum of products is the score.
     pub fn write_query(q: &[f32], row: usize, num_rows: usize, pairs: &mut [CodePair]) -> f32 {
-        let scale = largest_magnitude(q);
-        write_codes(q, scale, (row, num_rows), pairs);
-        let most = largest_code(q.len());
+        let (scale, most) = (largest_magnitude(q), largest_code(q.len()));
+        write_codes(q, (scale, most), (row, num_rows), pairs);
         scale / (most * most)
     }
 }
