@@ -14,8 +14,8 @@ use candle_core::{Device, Tensor};
 use candlepower::bench::bandwidth::read_bytes_per_s;
 use candlepower::kernels::{
     Activations, AttentionBatch, AttentionPlan, AttentionShape, Compute, Epilogue, Isa, KvShape,
-    KvStorage, KvType, Needs, PackedMatrix, PanelFormat, Pool, SourceFormat, SourceMatrix, attend,
-    matmul,
+    KvStorage, KvType, PackedMatrix, PanelFormat, Pool, SourceFormat, SourceMatrix, attend, matmul,
+    needs,
 };
 
 const FORMATS: [(GgmlDType, SourceFormat); 11] = [
@@ -132,7 +132,7 @@ fn measure_product(
     for rows in ROWS {
         let matrix = if rows < 8 { &matrix } else { &small };
         let outputs = matrix[0].outputs();
-        let x = activations(compute, rows);
+        let x = activations(compute, matrix, rows);
         let mut y = vec![0.0; rows * outputs];
         let time = best(8, || {
             matmul(compute, matrix, None, &x, (Epilogue::Store, &mut y));
@@ -149,19 +149,13 @@ fn measure_product(
     }
 }
 
-fn activations(compute: &Compute, rows: usize) -> Activations {
+fn activations(compute: &Compute, matrix: &[PackedMatrix], rows: usize) -> Activations {
     let mut x = Activations::default();
     x.resize(rows, INPUTS);
     for (i, value) in x.values_mut().iter_mut().enumerate() {
         *value = (i as f32 * 0.73).sin();
     }
-    x.quantize(
-        compute,
-        Needs {
-            codes: true,
-            bf16: true,
-        },
-    );
+    x.quantize(compute, needs(matrix));
     x
 }
 

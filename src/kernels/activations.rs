@@ -1,6 +1,6 @@
 //! The rows that are multiplied with weights: as f32, as bf16, and quantised in groups of 32.
 //!
-//! `value ~ scale * code`. Codes are bytes, -127..=127, and so half a scale off at most: nearly all of a
+//! `value ~ scale * code`. Codes are bytes, and so half a scale off at most: nearly all of a
 //! row's error would come from its few groups with a value that stands out, if that made their scale.
 //! So in every group one step of four codes, that with the largest magnitude, has a high digit beside
 //! the low one, and is left out when the scale is chosen. The kernels multiply eight steps of low digits
@@ -28,11 +28,16 @@ pub(super) const BF16_ROWS: usize = 16;
 /// Elements that share a scale, in activations and weights alike.
 pub const CODE_GROUP: usize = 32;
 
-/// Value of a high digit: low digits are -64..=63.
+/// Value of a high digit, which 4-bit weights can be multiplied with and still be bytes. Where there are
+/// high digits, low ones are -8..=7.
 pub(super) const HIGH: i32 = 1 << HIGH_BITS;
-pub(super) const HIGH_BITS: u32 = 7;
+pub(super) const HIGH_BITS: u32 = 4;
+/// Steps whose products are made two at once, the first with the second and so on.
+pub(super) const PAIRED_STEPS: usize = 6;
+/// Zeros of weights whose products are made so.
+const ZEROS: [i32; 3] = [0, 8, 16];
 
-/// A group of a row, a line of the cache. Sums are of whole codes: `low + 128 * high`.
+/// A group of a row, a line of the cache. Sums are of whole codes: `low + 16 * high`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C, align(64))]
 pub struct CodeGroup {
@@ -40,14 +45,16 @@ pub struct CodeGroup {
     /// Of step `tall`; the other steps have none.
     pub high: [i8; STEP],
     /// The step with the largest magnitude.
-    pub tall: u32,
+    pub tall: u16,
+    /// Sum of the first 16 codes.
+    pub first_half_sum: i16,
     pub scale: f32,
     /// Sum of the codes, times `scale`: what a minimum of the weights is multiplied with.
     pub scaled_sum: f32,
     /// Minus the sum of the codes: times the zero of the weights' codes, what their product starts from.
     pub minus_sum: i32,
-    /// Sums of the first and the second 16 codes.
-    pub half_sums: [i32; 2],
+    /// What a product that is made of pairs starts from, for each of [`ZEROS`].
+    starts: [i32; ZEROS.len()],
 }
 
 impl CodeGroup {
@@ -55,6 +62,26 @@ impl CodeGroup {
     #[inline(always)]
     pub(super) fn tall_step(&self) -> usize {
         self.tall as usize % STEPS_OF_GROUP
+    }
+
+    /// What a product that is made of pairs starts from, with weights whose zero is one of [`ZEROS`].
+    #[inline(always)]
+    pub(super) fn start(&self, zero: i32) -> i32 {
+        match zero {
+            0 => self.starts[0],
+            8 => self.starts[1],
+            _ => self.starts[2],
+        }
+    }
+
+    /// Sum of the first or the second 16 codes.
+    #[inline(always)]
+    pub(super) fn half_sum(&self, half: usize) -> i32 {
+        let first = i32::from(self.first_half_sum);
+        match half {
+            0 => first,
+            _ => self.minus_sum.wrapping_add(first).wrapping_neg(),
+        }
     }
 
     /// Code `index`, of all digits.
@@ -67,10 +94,34 @@ impl CodeGroup {
     }
 }
 
+/// Bits of the widest weights that are multiplied in pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PairBits {
+    Four,
+    Five,
+}
+
+impl PairBits {
+    /// What pairs take off the weights' codes, at most 15 or 31.
+    pub(super) fn middle(self) -> i32 {
+        match self {
+            Self::Four => 8,
+            Self::Five => 16,
+        }
+    }
+
+    /// The largest digit: with a weight added, less its middle, it is a byte.
+    fn max_digit(self) -> i32 {
+        128 - self.middle()
+    }
+}
+
 /// Which forms of the activations are multiplied, beside their values in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
-    pub codes: bool,
+    /// Codes, for weights of so many bits where products are made of pairs: what is added to a weight less
+    /// its middle must leave a byte, and so is the largest digit.
+    pub codes: Option<PairBits>,
     /// Where the instruction set multiplies bf16; others multiply the values.
     pub bf16: bool,
 }
@@ -86,6 +137,7 @@ pub struct Activations {
     values: Aligned<f32>,     // (num_rows, row_len)
     bf16_pairs: Aligned<u32>, // (num_rows / 16, row_len / 2, 16)
     groups: Vec<CodeGroup>,   // (row_len / 32, num_rows)
+    pair_bits: Option<PairBits>,
 }
 
 impl Activations {
@@ -129,9 +181,15 @@ impl Activations {
         &self.groups[group * self.num_rows..][..self.num_rows]
     }
 
+    /// What the groups were made for.
+    #[inline(always)]
+    pub(super) fn pair_bits(&self) -> PairBits {
+        self.pair_bits.expect("bug: multiplied without codes")
+    }
+
     /// Computes from the values what `needs` says.
     pub fn quantize(&mut self, compute: &Compute, needs: Needs) {
-        if needs.codes || needs.bf16 {
+        if needs.codes.is_some() || needs.bf16 {
             self.fill(compute, needs, |_, _| ());
         }
     }
@@ -148,11 +206,13 @@ impl Activations {
     ) {
         let (len, num_rows) = (self.row_len, self.num_rows);
         assert!(
-            !needs.codes || len.is_multiple_of(CODE_GROUP),
+            needs.codes.is_none() || len.is_multiple_of(CODE_GROUP),
             "bug: rows of {len} have no whole groups"
         );
         let isa = compute.isa();
-        let num_groups = if needs.codes { len / CODE_GROUP } else { 0 };
+        self.pair_bits = needs.codes;
+        let num_groups = needs.codes.map_or(0, |_| len / CODE_GROUP);
+        let pair_bits = needs.codes.unwrap_or(PairBits::Four);
         let needed = self.groups.len().max(num_groups * num_rows);
         self.groups.resize(needed, CodeGroup::default());
         let values = SharedMut::new(&mut self.values);
@@ -170,7 +230,8 @@ impl Activations {
                 for group in 0..num_groups {
                     let at = group * num_rows + rows.start..group * num_rows + rows.end;
                     // SAFETY: as above.
-                    quantize::quantize_group(isa, (values, len), group, unsafe { groups.part(at) });
+                    let groups = unsafe { groups.part(at) };
+                    quantize::quantize_group(isa, (values, len), group, pair_bits, groups);
                 }
             }
         });
@@ -223,7 +284,7 @@ mod tests {
         x.resize(1, CODE_GROUP);
         x.values_mut().copy_from_slice(values);
         let needs = Needs {
-            codes: true,
+            codes: Some(PairBits::Four),
             bf16: false,
         };
         x.quantize(&compute, needs);
@@ -239,8 +300,8 @@ mod tests {
             {
                 // One more value of the tall step stands out, and the others of it do not.
                 let stands_out = |i| match i {
-                    i if i == STEP * tall + 1 => -60.0,
-                    i if i == STEP * tall + 2 => 40.0,
+                    i if i == STEP * tall + 1 => -15.0,
+                    i if i == STEP * tall + 2 => 10.0,
                     _ => 1.0,
                 };
                 let values: [f32; 32] = std::array::from_fn(|i| {
@@ -250,7 +311,7 @@ mod tests {
                 assert_eq!(group.tall_step(), tall, "{isa}");
                 let others = (0..32).filter(|i| i / STEP != tall);
                 let largest = others.map(|i| values[i].abs()).fold(0.0, f32::max);
-                assert_eq!(group.scale, largest * (1.0 / 127.0), "{isa}");
+                assert_eq!(group.scale, largest * (1.0 / 120.0), "{isa}");
                 for (i, value) in values.iter().enumerate() {
                     let error = (group.code(i) as f32 * group.scale - value).abs();
                     assert!(
@@ -259,7 +320,10 @@ mod tests {
                     );
                 }
                 let sum = |range: std::ops::Range<usize>| range.map(|i| group.code(i)).sum::<i32>();
-                assert_eq!(group.half_sums, [sum(0..16), sum(16..32)]);
+                assert_eq!(
+                    [0, 1].map(|half| group.half_sum(half)),
+                    [sum(0..16), sum(16..32)]
+                );
                 assert_eq!(group.minus_sum, -sum(0..32));
                 assert_eq!(group.scaled_sum, group.scale * -group.minus_sum as f32);
             }
@@ -275,7 +339,7 @@ mod tests {
                     &std::array::from_fn(|i| if i == 9 { value } else { 0.0 }),
                 );
                 let read = group.code(9) as f32 * group.scale;
-                assert!((read - value).abs() < 3.0 / 32000.0, "{isa}: {read}");
+                assert!((read - value).abs() <= 3.0 / 4000.0, "{isa}: {read}");
                 assert!((0..32).all(|i| i == 9 || group.code(i) == 0), "{isa}");
             }
         }
@@ -285,7 +349,7 @@ mod tests {
     fn what_is_not_finite_stays_visible_and_zero_stays_zero() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             let group = quantize(isa, &[-3.0; 32]);
-            assert!((0..32).all(|i| group.code(i) == -127));
+            assert!((0..32).all(|i| group.code(i) == -120));
             assert_eq!(quantize(isa, &[0.0; 32]), CodeGroup::default());
             for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 for at in [0, 17] {
@@ -316,7 +380,7 @@ mod tests {
                 *value = half::bf16::from_bits(bits_of(i) as u16).to_f32();
             }
             let needs = Needs {
-                codes: false,
+                codes: None,
                 bf16: true,
             };
             x.quantize(&compute, needs);

@@ -15,7 +15,7 @@ mod portable;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::activations::{Activations, Needs};
+use super::activations::{Activations, Needs, PairBits};
 use super::aligned::Aligned;
 use super::elementwise::Activation;
 use super::isa::for_each_isa;
@@ -140,7 +140,8 @@ pub fn needs<'a>(matrices: impl IntoIterator<Item = &'a PackedMatrix>) -> Needs 
         match matrix.format() {
             PanelFormat::F32 | PanelFormat::F16 => {}
             PanelFormat::Bf16 => needs.bf16 = true,
-            _ => needs.codes = true,
+            PanelFormat::Q5Zero | PanelFormat::Q5Min => needs.codes = Some(PairBits::Five),
+            _ => needs.codes = needs.codes.or(Some(PairBits::Four)),
         }
     }
     needs

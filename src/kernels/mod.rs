@@ -24,7 +24,7 @@ mod prefetch;
 mod shared;
 mod weight_memory;
 
-pub use activations::{Activations, CODE_GROUP, CodeGroup, Needs};
+pub use activations::{Activations, CODE_GROUP, CodeGroup, Needs, PairBits};
 pub use aligned::Aligned;
 pub use attention::{AttentionBatch, AttentionPlan, AttentionShape, attend};
 pub use blocks::SourceFormat;

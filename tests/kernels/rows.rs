@@ -8,7 +8,7 @@ use candlepower::kernels::{
 use crate::{assert_close, compute, isas, noise};
 
 const VALUES: Needs = Needs {
-    codes: false,
+    codes: None,
     bf16: false,
 };
 

@@ -1,6 +1,6 @@
 //! From rows of values to codes: bytes, and one step of two digits.
 
-use super::{CODE_GROUP, CodeGroup, HIGH, HIGH_BITS, ROWS_AT_ONCE};
+use super::{CODE_GROUP, CodeGroup, HIGH, HIGH_BITS, PAIRED_STEPS, PairBits, ROWS_AT_ONCE, ZEROS};
 use crate::kernels::Isa;
 use crate::kernels::isa::for_each_isa;
 use crate::kernels::math::{ROUND, largest_magnitude};
@@ -8,28 +8,37 @@ use crate::kernels::packed::{STEP, STEPS_OF_GROUP};
 
 /// Below this magnitude its inverse overflows; such a group counts as zero.
 const SMALLEST_MAGNITUDE: f32 = 1e-36;
+/// The largest code of two digits, of which the high one is a byte.
+const MAX_CODE: f32 = (HIGH * 127) as f32;
 
 /// Quantises one group of up to 16 rows (rows, len), to one for each row.
 pub(super) fn quantize_group(
     isa: Isa,
     (values, len): (&[f32], usize),
     group: usize,
+    pair_bits: PairBits,
     groups: &mut [CodeGroup],
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a Compute holds only an instruction set that the machine has.
         Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
-            avx512::quantize_group(values, len, group, groups);
+            avx512::quantize_group(values, len, group, pair_bits, groups);
         },
-        _ => quantize_group_plain(isa, values, len, group, groups),
+        _ => quantize_group_plain(isa, values, len, group, pair_bits, groups),
     }
 }
 
 for_each_isa! {
-    fn quantize_group_plain(values: &[f32], len: usize, group: usize, groups: &mut [CodeGroup]) {
+    fn quantize_group_plain(
+        values: &[f32],
+        len: usize,
+        group: usize,
+        pair_bits: PairBits,
+        groups: &mut [CodeGroup],
+    ) {
         for (row, quantized) in values.chunks_exact(len).zip(groups) {
-            quantize(group_of(row, group), quantized);
+            quantize(group_of(row, group), pair_bits, quantized);
         }
     }
 }
@@ -42,7 +51,7 @@ fn group_of(row: &[f32], group: usize) -> &[f32; CODE_GROUP] {
 /// Quantises one group. One with a value that is not finite gets a scale that is not finite, so that
 /// the fault stays visible.
 #[inline(always)]
-fn quantize(values: &[f32; CODE_GROUP], group: &mut CodeGroup) {
+fn quantize(values: &[f32; CODE_GROUP], pair_bits: PairBits, group: &mut CodeGroup) {
     // As integers, so that NaN comes above infinity.
     let mut largest = [0; STEPS_OF_GROUP];
     for (largest, values) in largest.iter_mut().zip(values.as_chunks::<STEP>().0) {
@@ -58,9 +67,10 @@ fn quantize(values: &[f32; CODE_GROUP], group: &mut CodeGroup) {
     }
     let tallest = std::mem::take(&mut largest[tall]);
     let others = largest.into_iter().fold(0, u32::max);
-    let magnitude = magnitude_of_scale(f32::from_bits(tallest), others);
+    let max_digit = pair_bits.max_digit() as f32;
+    let magnitude = magnitude_of_scale(f32::from_bits(tallest), others, max_digit);
 
-    let inverse = inverse_scale(magnitude);
+    let inverse = inverse_scale(magnitude, max_digit);
     // Whole numbers in 32 bits first: their sums need no widening.
     let mut codes = [0i32; CODE_GROUP];
     for (code, value) in codes.iter_mut().zip(values) {
@@ -81,38 +91,49 @@ fn quantize(values: &[f32; CODE_GROUP], group: &mut CodeGroup) {
         *low = code as i8;
     }
     group.high = highs.map(|high| high as i8);
-    group.tall = tall as u32;
-    set_sums(group, scale_of(magnitude), half_sums);
+    group.tall = tall as u16;
+    let sum = half_sums[0].wrapping_add(half_sums[1]);
+    group.first_half_sum = half_sums[0] as i16;
+    group.scale = scale_of(magnitude, max_digit);
+    group.scaled_sum = group.scale * sum as f32;
+    group.minus_sum = sum.wrapping_neg();
+    let middle = pair_bits.middle();
+    let mut start = 0;
+    let paired = &group.low.as_chunks::<STEP>().0[..PAIRED_STEPS];
+    for [even, odd] in paired.as_chunks().0 {
+        for (even, odd) in even.iter().zip(odd) {
+            let (even, odd) = (i32::from(*even), i32::from(*odd));
+            start += middle * (even + odd) - (even + 128) * odd;
+        }
+    }
+    group.starts = starts(start, group.minus_sum);
 }
 
-/// What has code 127, from the bits of the other steps' largest magnitude; the tallest code is 127 * 127
-/// at most.
+/// What has the largest digit for its code, from the bits of the other steps' largest magnitude; the
+/// tallest code is [`MAX_CODE`] at most.
 #[inline(always)]
-fn magnitude_of_scale(tallest: f32, others: u32) -> f32 {
-    f32::from_bits(others.max((tallest * (1.0 / 127.0)).to_bits()))
+fn magnitude_of_scale(tallest: f32, others: u32, max_digit: f32) -> f32 {
+    f32::from_bits(others.max((tallest * (max_digit / MAX_CODE)).to_bits()))
 }
 
 #[inline(always)]
-fn inverse_scale(magnitude: f32) -> f32 {
+fn inverse_scale(magnitude: f32, max_digit: f32) -> f32 {
     if magnitude > SMALLEST_MAGNITUDE {
-        127.0 / magnitude
+        max_digit / magnitude
     } else {
         0.0
     }
 }
 
 #[inline(always)]
-fn scale_of(magnitude: f32) -> f32 {
-    magnitude * (1.0 / 127.0)
+fn scale_of(magnitude: f32, max_digit: f32) -> f32 {
+    magnitude * (1.0 / max_digit)
 }
 
+/// What products of pairs start from: a zero of the weights is taken off all digits.
 #[inline(always)]
-fn set_sums(group: &mut CodeGroup, scale: f32, half_sums: [i32; 2]) {
-    let sum = half_sums[0].wrapping_add(half_sums[1]);
-    group.scale = scale;
-    group.scaled_sum = scale * sum as f32;
-    group.minus_sum = sum.wrapping_neg();
-    group.half_sums = half_sums;
+fn starts(start: i32, minus_sum: i32) -> [i32; ZEROS.len()] {
+    ZEROS.map(|zero| start.wrapping_add(minus_sum.wrapping_mul(zero)))
 }
 
 /// The same bits, in fewer instructions than the compiler finds.
@@ -135,15 +156,21 @@ mod avx512 {
     }
 
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    pub fn quantize_group(values: &[f32], len: usize, group: usize, groups: &mut [CodeGroup]) {
+    pub fn quantize_group(
+        values: &[f32],
+        len: usize,
+        group: usize,
+        pair_bits: PairBits,
+        groups: &mut [CodeGroup],
+    ) {
         let mut stages = Stages::default();
         let rows = || values.chunks_exact(len).map(|row| group_of(row, group));
         for (row, values) in rows().enumerate() {
             find_magnitudes(values, row, &mut stages);
         }
-        find_scales(&mut stages);
+        find_scales(&mut stages, pair_bits.max_digit() as f32);
         for ((row, values), group) in rows().enumerate().zip(groups) {
-            quantize(values, row, &stages, group);
+            quantize(values, row, &stages, pair_bits, group);
         }
     }
 
@@ -193,18 +220,24 @@ mod avx512 {
 
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn find_scales(stages: &mut Stages) {
+    fn find_scales(stages: &mut Stages, max_digit: f32) {
         let parts = stages.tallest.into_iter().zip(stages.others);
         for (row, (tallest, others)) in parts.enumerate() {
-            let magnitude = magnitude_of_scale(tallest, others);
-            stages.inverse[row] = inverse_scale(magnitude);
-            stages.scale[row] = scale_of(magnitude);
+            let magnitude = magnitude_of_scale(tallest, others, max_digit);
+            stages.inverse[row] = inverse_scale(magnitude, max_digit);
+            stages.scale[row] = scale_of(magnitude, max_digit);
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn quantize(values: &[f32; CODE_GROUP], row: usize, stages: &Stages, group: &mut CodeGroup) {
+    fn quantize(
+        values: &[f32; CODE_GROUP],
+        row: usize,
+        stages: &Stages,
+        pair_bits: PairBits,
+        group: &mut CodeGroup,
+    ) {
         let (tall, inverse) = (stages.tall[row], stages.inverse[row]);
         let is_tall = 1_u8 << (tall % u8::BITS);
         // To the nearest whole number, the even one of two: the default of the machine.
@@ -224,7 +257,7 @@ mod avx512 {
         // SAFETY: 32 bytes are there; the store may be unaligned.
         unsafe { _mm256_storeu_si256(group.low.as_mut_ptr().cast(), low) };
         group.high = _mm_cvtsi128_si32(highs).to_le_bytes().map(u8::cast_signed);
-        group.tall = tall;
+        group.tall = tall as u16;
 
         let of_lows = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), low);
         let of_highs = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(HIGH as i8), highs);
@@ -240,6 +273,29 @@ mod avx512 {
         group.scale = scale;
         group.scaled_sum = scale * _mm_cvtss_f32(_mm_cvtepi32_ps(sum));
         group.minus_sum = _mm_cvtsi128_si32(_mm_sub_epi32(_mm_setzero_si128(), sum));
-        group.half_sums = halves.map(|half| _mm_cvtsi128_si32(half));
+        group.first_half_sum = _mm_cvtsi128_si32(halves[0]) as i16;
+        group.starts = starts(start_of_pairs(low, pair_bits), group.minus_sum);
+    }
+
+    /// What products of pairs start from with weights whose zero is 0, from the low digits.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn start_of_pairs(low: __m256i, pair_bits: PairBits) -> i32 {
+        const EVEN: u8 = 0b0101_0101 & PAIRED;
+        const PAIRED: u8 = (1 << PAIRED_STEPS) - 1;
+        let moved_up = _mm256_xor_si256(low, _mm256_set1_epi8(i8::MIN));
+        let other = _mm256_shuffle_epi32::<0b10_11_00_01>(low);
+        let minus_other = _mm256_sub_epi8(_mm256_setzero_si256(), other);
+        let middle = _mm256_set1_epi8(pair_bits.middle() as i8);
+        let middles = _mm256_maskz_dpbusd_epi32(PAIRED, _mm256_setzero_si256(), middle, low);
+        let fours = _mm256_mask_dpbusd_epi32(middles, EVEN, moved_up, minus_other);
+        let [first, second] = [
+            _mm256_castsi256_si128(fours),
+            _mm256_extracti128_si256::<1>(fours),
+        ];
+        let fours = _mm_add_epi32(first, second);
+        let twos = _mm_add_epi32(fours, _mm_shuffle_epi32::<0b01_00_11_10>(fours));
+        let sums = _mm_add_epi32(twos, _mm_shuffle_epi32::<0b10_11_00_01>(twos));
+        _mm_cvtsi128_si32(sums)
     }
 }

@@ -1,9 +1,9 @@
 //! The product in AVX2: 16 rows of weights are two registers of eight 32-bit lanes.
 //!
 //! `vpmaddubsw` multiplies unsigned codes with signed activations and adds pairs in 16 bits, which
-//! must not saturate. With activations in -127..=127: eight steps of 4-bit codes reach 8 * 2 * 15 * 127
-//! = 30480, four steps of 5 bits 31496, two of 6 bits 32004, one step of signed bytes (as magnitude
-//! times signed activation) 2 * 128 * 127 = 32512, all below 32768.
+//! must not saturate. With digits of activations in -127..=127: eight steps of 4-bit codes reach
+//! 8 * 2 * 15 * 127 = 30480, four steps of 5 bits 31496, two of 6 bits 32004, one step of signed bytes (as
+//! magnitude times signed activation) 2 * 128 * 127 = 32512, all below 32768.
 
 pub(super) mod vnni;
 
@@ -193,7 +193,7 @@ macro_rules! define_multiply {
                 let (x, sums) = (&x[r], &mut sums[r]);
                 let x_scale = _mm256_set1_ps(x.scale);
                 let mut row = load_sums(sums);
-                let zero = _mm256_set1_epi32(weights.zero * x.half_sums[part]);
+                let zero = _mm256_set1_epi32(weights.zero * x.half_sum(part));
                 for half in 0..2 {
                     let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[r][half], zero));
                     let product = _mm256_mul_ps(product, weights.scales[part][half]);

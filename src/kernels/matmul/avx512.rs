@@ -5,6 +5,8 @@
 //! activations are broadcast from memory, four bytes an instruction. Signed codes (Q8_0) are moved up
 //! by 128, which then is their zero.
 
+mod pairs;
+
 use std::arch::x86_64::*;
 
 use super::Sums;
@@ -80,7 +82,7 @@ macro_rules! add_products {
             for r in 0..$rows {
                 products[r] = match ($zero, $bits) {
                     (0, _) => _mm512_setzero_si512(),
-                    (_, 6) => _mm512_set1_epi32(-$zero * x[r].half_sums[half]),
+                    (_, 6) => _mm512_set1_epi32(-$zero * x[r].half_sum(half)),
                     // Shifted as a register: a number from outside of them is slower to spread.
                     _ => _mm512_sllv_epi32(
                         _mm512_set1_epi32(x[r].minus_sum),
@@ -134,6 +136,7 @@ fn multiply_codes<const BITS: u32, const ZERO: i32, const MINS: bool>(
         2 => multiply_few::<BITS, ZERO, MINS, 2>(panel, x, first, sums),
         3 => multiply_few::<BITS, ZERO, MINS, 3>(panel, x, first, sums),
         4 => multiply_few::<BITS, ZERO, MINS, 4>(panel, x, first, sums),
+        _ if BITS <= 5 => pairs::multiply::<BITS, ZERO, MINS>(panel, x, first, sums),
         _ => multiply_many::<BITS, ZERO, MINS>(panel, x, first, sums),
     }
 }
