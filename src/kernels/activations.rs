@@ -212,7 +212,6 @@ impl Activations {
         let isa = compute.isa();
         self.pair_bits = needs.codes;
         let num_groups = needs.codes.map_or(0, |_| len / CODE_GROUP);
-        let pair_bits = needs.codes.unwrap_or(PairBits::Four);
         let needed = self.groups.len().max(num_groups * num_rows);
         self.groups.resize(needed, CodeGroup::default());
         let values = SharedMut::new(&mut self.values);
@@ -227,11 +226,12 @@ impl Activations {
                 for (row, values) in rows.clone().zip(values.chunks_exact_mut(len)) {
                     fill_row(row, values);
                 }
-                for group in 0..num_groups {
-                    let at = group * num_rows + rows.start..group * num_rows + rows.end;
-                    // SAFETY: as above.
-                    let groups = unsafe { groups.part(at) };
-                    quantize::quantize_group(isa, (values, len), group, pair_bits, groups);
+                if let Some(pair_bits) = needs.codes {
+                    quantize::quantize_rows(isa, (values, len), pair_bits, |group| {
+                        let first = group * num_rows;
+                        // SAFETY: as above.
+                        unsafe { groups.part(first + rows.start..first + rows.end) }
+                    });
                 }
             }
         });

@@ -11,26 +11,29 @@ const SMALLEST_MAGNITUDE: f32 = 1e-36;
 /// The largest code of two digits, of which the high one is a byte.
 const MAX_CODE: f32 = (HIGH * 127) as f32;
 
-/// Quantises one group of up to 16 rows (rows, len), to one for each row.
-pub(super) fn quantize_group(
+/// Quantises up to 16 rows (rows, len); `groups_of` is where a group of theirs belongs, a place for each row.
+pub(super) fn quantize_rows<'a>(
     isa: Isa,
     (values, len): (&[f32], usize),
-    group: usize,
     pair_bits: PairBits,
-    groups: &mut [CodeGroup],
+    groups_of: impl Fn(usize) -> &'a mut [CodeGroup],
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a Compute holds only an instruction set that the machine has.
         Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
-            avx512::quantize_group(values, len, group, pair_bits, groups);
+            avx512::quantize_rows(values, len, pair_bits, groups_of);
         },
-        _ => quantize_group_plain(isa, values, len, group, pair_bits, groups),
+        _ => {
+            for group in 0..len / CODE_GROUP {
+                quantize_group(isa, values, len, group, pair_bits, groups_of(group));
+            }
+        }
     }
 }
 
 for_each_isa! {
-    fn quantize_group_plain(
+    fn quantize_group(
         values: &[f32],
         len: usize,
         group: usize,
@@ -140,62 +143,57 @@ fn starts(start: i32, minus_sum: i32) -> [i32; ZEROS.len()] {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::*;
+    use std::mem::offset_of;
 
     use super::*;
 
-    /// What is found out about a group of each row before any is quantised. One group's instructions wait for
-    /// one another longer than the machine can look ahead; those of one stage of many rows do not.
+    /// Rows whose sums are made at once, a lane each.
+    const FOUR: usize = 4;
+    const _: () = assert!(ROWS_AT_ONCE.is_multiple_of(FOUR));
+
+    /// What one stage leaves to the next, of a group of each row. One row's instructions all wait for each
+    /// other, longer than the machine can look ahead; those of one stage of many rows do not.
     #[derive(Default)]
     #[repr(align(64))]
     struct Stages {
+        /// The largest magnitude of each step, in its bits.
+        magnitudes: [[u32; STEPS_OF_GROUP]; ROWS_AT_ONCE],
         tall: [u32; ROWS_AT_ONCE],
         tallest: [f32; ROWS_AT_ONCE],
         others: [u32; ROWS_AT_ONCE],
         inverse: [f32; ROWS_AT_ONCE],
         scale: [f32; ROWS_AT_ONCE],
+        high: [[i8; STEP]; ROWS_AT_ONCE],
+        /// Of each step, what is added up for the group.
+        sums: [[i32; STEPS_OF_GROUP]; ROWS_AT_ONCE],
+        starts: [[i32; STEPS_OF_GROUP]; ROWS_AT_ONCE],
     }
 
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    pub fn quantize_group(
+    pub fn quantize_rows<'a>(
         values: &[f32],
         len: usize,
-        group: usize,
         pair_bits: PairBits,
-        groups: &mut [CodeGroup],
+        groups_of: impl Fn(usize) -> &'a mut [CodeGroup],
     ) {
         let mut stages = Stages::default();
-        let rows = || values.chunks_exact(len).map(|row| group_of(row, group));
-        for (row, values) in rows().enumerate() {
-            find_magnitudes(values, row, &mut stages);
+        for group in 0..len / CODE_GROUP {
+            let rows = || values.chunks_exact(len).map(|row| group_of(row, group));
+            let groups = groups_of(group);
+            for (magnitudes, values) in stages.magnitudes.iter_mut().zip(rows()) {
+                find_magnitudes(values, magnitudes);
+            }
+            for first in (0..groups.len()).step_by(FOUR) {
+                find_tall_steps(first, &mut stages);
+            }
+            find_scales(&mut stages, pair_bits.max_digit() as f32);
+            for ((row, values), group) in rows().enumerate().zip(&mut *groups) {
+                quantize(values, row, pair_bits, &mut stages, group);
+            }
+            for (four, groups) in groups.chunks_mut(FOUR).enumerate() {
+                set_sums(four * FOUR, &stages, groups);
+            }
         }
-        find_scales(&mut stages, pair_bits.max_digit() as f32);
-        for ((row, values), group) in rows().enumerate().zip(groups) {
-            quantize(values, row, &stages, pair_bits, group);
-        }
-    }
-
-    /// The largest of eight, in each.
-    #[inline]
-    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn largest(steps: __m256i) -> __m256i {
-        let fours = _mm256_max_epi32(steps, _mm256_permute4x64_epi64::<0b01_00_11_10>(steps));
-        let twos = _mm256_max_epi32(fours, _mm256_shuffle_epi32::<0b01_00_11_10>(fours));
-        _mm256_max_epi32(twos, _mm256_shuffle_epi32::<0b10_11_00_01>(twos))
-    }
-
-    /// The largest magnitude of each step, in its bits.
-    #[inline]
-    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn largest_of_steps(values: [__m512; 2]) -> __m256i {
-        let sign = _mm512_set1_ps(-0.0);
-        let [first, second] = values.map(|values| _mm512_andnot_ps(sign, values));
-        // A step is a quarter of a register: those of both halves of the group come to lie side by side.
-        let even = _mm512_shuffle_ps::<0b10_00_10_00>(first, second);
-        let odd = _mm512_shuffle_ps::<0b11_01_11_01>(first, second);
-        let twos = _mm512_max_epi32(_mm512_castps_si512(even), _mm512_castps_si512(odd));
-        let fours = _mm512_max_epi32(twos, _mm512_shuffle_epi32::<0b10_11_00_01>(twos));
-        let places = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 4, 8, 12, 2, 6, 10, 14);
-        _mm512_castsi512_si256(_mm512_permutexvar_epi32(places, fours))
     }
 
     #[inline]
@@ -205,17 +203,106 @@ mod avx512 {
         [0, 16].map(|at| unsafe { _mm512_loadu_ps(values.as_ptr().add(at)) })
     }
 
+    /// What four rows have in a stage. (rows, steps)
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn find_magnitudes(values: &[f32; CODE_GROUP], row: usize, stages: &mut Stages) {
-        let magnitudes = largest_of_steps(load(values));
-        let tallest = largest(magnitudes);
-        // The first of several.
-        let tall = u32::from(_mm256_cmpeq_epi32_mask(magnitudes, tallest)).trailing_zeros();
-        let others = _mm256_mask_mov_epi32(magnitudes, 1 << tall, _mm256_setzero_si256());
-        stages.tall[row] = tall;
-        stages.tallest[row] = _mm256_cvtss_f32(_mm256_castsi256_ps(tallest));
-        stages.others[row] = _mm256_cvtsi256_si32(largest(others)).cast_unsigned();
+    fn load_rows<T>(stage: &[[T; STEPS_OF_GROUP]; ROWS_AT_ONCE], first: usize) -> [__m256i; FOUR] {
+        const { assert!(size_of::<T>() == 4) };
+        let rows: &[_; FOUR] = stage[first..].first_chunk().expect("bug: four rows");
+        // SAFETY: 32 bytes are there; the loads may be unaligned.
+        std::array::from_fn(|i| unsafe { _mm256_loadu_si256(rows[i].as_ptr().cast()) })
+    }
+
+    /// Four lanes of a stage.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn load_lanes<T>(stage: &[T; ROWS_AT_ONCE], first: usize) -> __m128i {
+        const { assert!(size_of::<T>() == 4) };
+        let lanes: &[_; FOUR] = stage[first..].first_chunk().expect("bug: four rows");
+        // SAFETY: 16 bytes are there; the load may be unaligned.
+        unsafe { _mm_loadu_si128(lanes.as_ptr().cast()) }
+    }
+
+    /// The same, to write.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn store_lanes<T>(stage: &mut [T; ROWS_AT_ONCE], first: usize, values: __m128i) {
+        const { assert!(size_of::<T>() == 4) };
+        let lanes: &mut [_; FOUR] = stage[first..].first_chunk_mut().expect("bug: four rows");
+        // SAFETY: 16 bytes are there; the store may be unaligned, and any bits are numbers.
+        unsafe { _mm_storeu_si128(lanes.as_mut_ptr().cast(), values) };
+    }
+
+    /// Turns rows of four into columns, in each half of the registers.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn turn([a, b, c, d]: [__m256i; FOUR]) -> [__m256i; FOUR] {
+        let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+        let (second_ab, second_cd) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+        [
+            _mm256_unpacklo_epi64(ab, cd),
+            _mm256_unpackhi_epi64(ab, cd),
+            _mm256_unpacklo_epi64(second_ab, second_cd),
+            _mm256_unpackhi_epi64(second_ab, second_cd),
+        ]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn halves(pair: __m256i) -> [__m128i; 2] {
+        [
+            _mm256_castsi256_si128(pair),
+            _mm256_extracti128_si256::<1>(pair),
+        ]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn find_magnitudes(values: &[f32; CODE_GROUP], magnitudes: &mut [u32; STEPS_OF_GROUP]) {
+        let sign = _mm512_set1_ps(-0.0);
+        let [first, second] = load(values).map(|values| _mm512_andnot_ps(sign, values));
+        // A step is a quarter of a register: those of both halves of the group come to lie side by side.
+        let even = _mm512_shuffle_ps::<0b10_00_10_00>(first, second);
+        let odd = _mm512_shuffle_ps::<0b11_01_11_01>(first, second);
+        let twos = _mm512_max_epi32(_mm512_castps_si512(even), _mm512_castps_si512(odd));
+        let fours = _mm512_max_epi32(twos, _mm512_shuffle_epi32::<0b10_11_00_01>(twos));
+        let places = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 4, 8, 12, 2, 6, 10, 14);
+        let steps = _mm512_castsi512_si256(_mm512_permutexvar_epi32(places, fours));
+        // SAFETY: 32 bytes are there; the store may be unaligned.
+        unsafe { _mm256_storeu_si256(magnitudes.as_mut_ptr().cast(), steps) };
+    }
+
+    /// The first step with the largest magnitude, and the largest one of the others, of four rows.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn find_tall_steps(first: usize, stages: &mut Stages) {
+        // Step `i` of each row, and step `i + 4`.
+        let steps = turn(load_rows(&stages.magnitudes, first));
+        let mut tall = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+        let (mut tallest, mut others) = (steps[0], _mm256_setzero_si256());
+        for (i, step) in (1..).zip(&steps[1..]) {
+            let index = _mm256_setr_epi32(i, i, i, i, i + 4, i + 4, i + 4, i + 4);
+            let is_taller = _mm256_cmpgt_epi32_mask(*step, tallest);
+            tall = _mm256_mask_mov_epi32(tall, is_taller, index);
+            others = _mm256_max_epi32(others, _mm256_min_epi32(*step, tallest));
+            tallest = _mm256_max_epi32(*step, tallest);
+        }
+        let ([tall, tall_4], [tallest, tallest_4]) = (halves(tall), halves(tallest));
+        let [others, others_4] = halves(others);
+        let is_taller = _mm_cmpgt_epi32_mask(tallest_4, tallest);
+        let others = _mm_max_epi32(others, others_4);
+        let others = _mm_max_epi32(others, _mm_min_epi32(tallest, tallest_4));
+        store_lanes(
+            &mut stages.tall,
+            first,
+            _mm_mask_mov_epi32(tall, is_taller, tall_4),
+        );
+        store_lanes(
+            &mut stages.tallest,
+            first,
+            _mm_max_epi32(tallest, tallest_4),
+        );
+        store_lanes(&mut stages.others, first, others);
     }
 
     #[inline]
@@ -229,13 +316,14 @@ mod avx512 {
         }
     }
 
+    /// The digits of one row, and what its sums are made of.
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn quantize(
         values: &[f32; CODE_GROUP],
         row: usize,
-        stages: &Stages,
         pair_bits: PairBits,
+        stages: &mut Stages,
         group: &mut CodeGroup,
     ) {
         let (tall, inverse) = (stages.tall[row], stages.inverse[row]);
@@ -256,31 +344,26 @@ mod avx512 {
         let low = _mm256_mask_broadcastd_epi32(_mm256_set_m128i(second, first), is_tall, lows);
         // SAFETY: 32 bytes are there; the store may be unaligned.
         unsafe { _mm256_storeu_si256(group.low.as_mut_ptr().cast(), low) };
-        group.high = _mm_cvtsi128_si32(highs).to_le_bytes().map(u8::cast_signed);
-        group.tall = tall as u16;
+        stages.high[row] = _mm_cvtsi128_si32(highs).to_le_bytes().map(u8::cast_signed);
 
         let of_lows = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), low);
         let of_highs = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(HIGH as i8), highs);
-        let fours = _mm256_add_epi32(of_lows, _mm256_maskz_broadcastd_epi32(is_tall, of_highs));
-        let twos = _mm256_add_epi32(fours, _mm256_shuffle_epi32::<0b01_00_11_10>(fours));
-        let sums = _mm256_add_epi32(twos, _mm256_shuffle_epi32::<0b10_11_00_01>(twos));
-        let halves = [
-            _mm256_castsi256_si128(sums),
-            _mm256_extracti128_si256::<1>(sums),
-        ];
-        let sum = _mm_add_epi32(halves[0], halves[1]);
-        let scale = stages.scale[row];
-        group.scale = scale;
-        group.scaled_sum = scale * _mm_cvtss_f32(_mm_cvtepi32_ps(sum));
-        group.minus_sum = _mm_cvtsi128_si32(_mm_sub_epi32(_mm_setzero_si128(), sum));
-        group.first_half_sum = _mm_cvtsi128_si32(halves[0]) as i16;
-        group.starts = starts(start_of_pairs(low, pair_bits), group.minus_sum);
+        let sums = _mm256_add_epi32(of_lows, _mm256_maskz_broadcastd_epi32(is_tall, of_highs));
+        let starts = starts_of_pairs(low, pair_bits);
+        for (stage, steps) in [
+            (&mut stages.sums[row], sums),
+            (&mut stages.starts[row], starts),
+        ] {
+            // SAFETY: 32 bytes are there; the store may be unaligned.
+            unsafe { _mm256_storeu_si256(stage.as_mut_ptr().cast(), steps) };
+        }
     }
 
-    /// What products of pairs start from with weights whose zero is 0, from the low digits.
+    /// What products of pairs start from with weights whose zero is 0, from the low digits: added up, steps
+    /// are that.
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn start_of_pairs(low: __m256i, pair_bits: PairBits) -> i32 {
+    fn starts_of_pairs(low: __m256i, pair_bits: PairBits) -> __m256i {
         const EVEN: u8 = 0b0101_0101 & PAIRED;
         const PAIRED: u8 = (1 << PAIRED_STEPS) - 1;
         let moved_up = _mm256_xor_si256(low, _mm256_set1_epi8(i8::MIN));
@@ -288,14 +371,49 @@ mod avx512 {
         let minus_other = _mm256_sub_epi8(_mm256_setzero_si256(), other);
         let middle = _mm256_set1_epi8(pair_bits.middle() as i8);
         let middles = _mm256_maskz_dpbusd_epi32(PAIRED, _mm256_setzero_si256(), middle, low);
-        let fours = _mm256_mask_dpbusd_epi32(middles, EVEN, moved_up, minus_other);
-        let [first, second] = [
-            _mm256_castsi256_si128(fours),
-            _mm256_extracti128_si256::<1>(fours),
+        _mm256_mask_dpbusd_epi32(middles, EVEN, moved_up, minus_other)
+    }
+
+    /// What up to four rows from `first` on have beside low digits.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn set_sums(first: usize, stages: &Stages, groups: &mut [CodeGroup]) {
+        // Of the first and of the second half of each row.
+        let add_up = |[a, b, c, d]: [__m256i; FOUR]| {
+            let (ab, cd) = (_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+            halves(_mm256_hadd_epi32(ab, cd))
+        };
+        let [first_half, second_half] = add_up(load_rows(&stages.sums, first));
+        let [start, other] = add_up(load_rows(&stages.starts, first));
+        let start = _mm_add_epi32(start, other);
+        let sum = _mm_add_epi32(first_half, second_half);
+        let minus_sum = _mm_sub_epi32(_mm_setzero_si128(), sum);
+        let scale = load_lanes(&stages.scale, first);
+        let scaled_sum = _mm_mul_ps(_mm_castsi128_ps(scale), _mm_cvtepi32_ps(sum));
+        let tall = load_lanes(&stages.tall, first);
+        let starts = ZEROS.map(|zero| {
+            let of_zero = _mm_mullo_epi32(minus_sum, _mm_set1_epi32(zero));
+            _mm_add_epi32(start, of_zero)
+        });
+        let columns = [
+            (load_lanes(&stages.high, first), minus_sum),
+            (
+                _mm_or_si128(tall, _mm_slli_epi32::<16>(first_half)),
+                starts[0],
+            ),
+            (scale, starts[1]),
+            (_mm_castps_si128(scaled_sum), starts[2]),
         ];
-        let fours = _mm_add_epi32(first, second);
-        let twos = _mm_add_epi32(fours, _mm_shuffle_epi32::<0b01_00_11_10>(fours));
-        let sums = _mm_add_epi32(twos, _mm_shuffle_epi32::<0b10_11_00_01>(twos));
-        _mm_cvtsi128_si32(sums)
+        let rows = turn(columns.map(|(first, second)| _mm256_set_m128i(second, first)));
+        const { assert!(offset_of!(CodeGroup, high) + 32 == size_of::<CodeGroup>()) };
+        for (group, row) in groups.iter_mut().zip(rows) {
+            let group = std::ptr::from_mut(group).cast::<u8>();
+            // SAFETY: these are the last 32 bytes of the group, all after `low`, in the order of its fields;
+            // any bits are numbers.
+            unsafe {
+                let place = group.add(offset_of!(CodeGroup, high));
+                _mm256_storeu_si256(place.cast(), row);
+            }
+        }
     }
 }
