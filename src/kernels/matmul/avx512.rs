@@ -77,10 +77,10 @@ macro_rules! add_products {
             6 => (2, STEPS_OF_GROUP / 2),
             _ => (1, STEPS_OF_GROUP),
         };
-        for half in 0..halves {
-            let mut products = [_mm512_setzero_si512(); $rows];
-            for r in 0..$rows {
-                products[r] = match ($zero, $bits) {
+        let mut products = [[_mm512_setzero_si512(); $rows]; 2];
+        for r in 0..$rows {
+            for half in 0..halves {
+                products[half][r] = match ($zero, $bits) {
                     (0, _) => _mm512_setzero_si512(),
                     (_, 6) => _mm512_set1_epi32(-$zero * x[r].half_sum(half)),
                     // Shifted as a register: a number from outside of them is slower to spread.
@@ -90,29 +90,36 @@ macro_rules! add_products {
                     ),
                 };
             }
+        }
+        for half in 0..halves {
             for step in half * steps..(half + 1) * steps {
                 for r in 0..$rows {
                     let four = _mm512_set1_epi32(four_codes(&x[r].low, step));
-                    products[r] = _mm512_dpbusd_epi32(products[r], $weights.codes[step], four);
+                    let product = &mut products[half][r];
+                    *product = _mm512_dpbusd_epi32(*product, $weights.codes[step], four);
                 }
             }
-            for r in 0..$rows {
-                let tall = x[r].tall_step();
-                let four = _mm512_set1_epi32(four_codes(&x[r].high, 0));
-                let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), $steps[tall], four);
-                let high = _mm512_slli_epi32::<HIGH_BITS>(high);
-                let has_tall = match $bits {
-                    6 if tall / steps != half => 0,
-                    _ => 0xffff,
-                };
-                products[r] = _mm512_mask_add_epi32(products[r], has_tall, products[r], high);
+        }
+        for r in 0..$rows {
+            let tall = x[r].tall_step();
+            let four = _mm512_set1_epi32(four_codes(&x[r].high, 0));
+            let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), $steps[tall], four);
+            let high = _mm512_slli_epi32::<HIGH_BITS>(high);
+            for half in 0..halves {
+                let has_tall = if tall / steps == half { 0xffff } else { 0 };
+                let product = &mut products[half][r];
+                *product = _mm512_mask_add_epi32(*product, has_tall, *product, high);
             }
-            for r in 0..$rows {
-                let product = _mm512_cvtepi32_ps(products[r]);
-                let product = _mm512_mul_ps(product, $weights.scales[half]);
-                let scale = _mm512_set1_ps(x[r].scale);
-                $totals[r] = _mm512_fmadd_ps(product, scale, $totals[r]);
+        }
+        for r in 0..$rows {
+            let product = _mm512_cvtepi32_ps(products[0][r]);
+            let mut product = _mm512_mul_ps(product, $weights.scales[0]);
+            if halves == 2 {
+                let second = _mm512_cvtepi32_ps(products[1][r]);
+                product = _mm512_fmadd_ps(second, $weights.scales[1], product);
             }
+            let scale = _mm512_set1_ps(x[r].scale);
+            $totals[r] = _mm512_fmadd_ps(product, scale, $totals[r]);
         }
         if $has_mins {
             for r in 0..$rows {
@@ -179,7 +186,8 @@ fn multiply_many<const BITS: u32, const ZERO: i32, const MINS: bool>(
         let mut sums = &mut *sums;
         while !x.is_empty() {
             let rows = match x.len() {
-                8.. => add_rows::<BITS, ZERO, MINS, 8>(weights, &steps, x, sums),
+                // Two products a row fill the registers.
+                8.. if BITS != 6 => add_rows::<BITS, ZERO, MINS, 8>(weights, &steps, x, sums),
                 4.. => add_rows::<BITS, ZERO, MINS, 4>(weights, &steps, x, sums),
                 3 => add_rows::<BITS, ZERO, MINS, 3>(weights, &steps, x, sums),
                 2 => add_rows::<BITS, ZERO, MINS, 2>(weights, &steps, x, sums),
