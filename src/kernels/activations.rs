@@ -10,6 +10,8 @@ mod quantize;
 #[cfg(target_arch = "x86_64")]
 mod rounding;
 
+use std::ops::Range;
+
 use super::aligned::Aligned;
 use super::packed::{STEP, STEPS_OF_GROUP};
 use super::shared::SharedMut;
@@ -116,9 +118,11 @@ impl PairBits {
     }
 }
 
-/// Which forms of the activations are multiplied, beside their values in f32.
+/// Which forms of the activations are multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
+    /// Those in f32.
+    pub values: bool,
     /// Codes, for weights of so many bits where products are made of pairs: what is added to a weight less
     /// its middle must leave a byte, and so is the largest digit.
     pub codes: Option<PairBits>,
@@ -187,6 +191,12 @@ impl Activations {
         self.pair_bits.expect("bug: multiplied without codes")
     }
 
+    /// Makes room for codes. What they are is unspecified until all are set.
+    pub(super) fn places_of_codes(&mut self, pair_bits: PairBits) -> CodePlaces<'_> {
+        self.pair_bits = Some(pair_bits);
+        CodePlaces::new(&mut self.groups, (self.num_rows, self.row_len), pair_bits)
+    }
+
     /// Computes from the values what `needs` says.
     pub fn quantize(&mut self, compute: &Compute, needs: Needs) {
         if needs.codes.is_some() || needs.bf16 {
@@ -205,17 +215,12 @@ impl Activations {
         fill_row: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let (len, num_rows) = (self.row_len, self.num_rows);
-        assert!(
-            needs.codes.is_none() || len.is_multiple_of(CODE_GROUP),
-            "bug: rows of {len} have no whole groups"
-        );
         let isa = compute.isa();
         self.pair_bits = needs.codes;
-        let num_groups = needs.codes.map_or(0, |_| len / CODE_GROUP);
-        let needed = self.groups.len().max(num_groups * num_rows);
-        self.groups.resize(needed, CodeGroup::default());
+        let codes = needs
+            .codes
+            .map(|pair_bits| CodePlaces::new(&mut self.groups, (num_rows, len), pair_bits));
         let values = SharedMut::new(&mut self.values);
-        let groups = SharedMut::new(&mut self.groups);
         let chunk = compute.pool().chunk_of(num_rows);
         let chunk = chunk.max(MIN_ELEMENTS.div_ceil(len));
         compute.pool().for_each(num_rows, chunk, |rows| {
@@ -226,12 +231,9 @@ impl Activations {
                 for (row, values) in rows.clone().zip(values.chunks_exact_mut(len)) {
                     fill_row(row, values);
                 }
-                if let Some(pair_bits) = needs.codes {
-                    quantize::quantize_rows(isa, (values, len), pair_bits, |group| {
-                        let first = group * num_rows;
-                        // SAFETY: as above.
-                        unsafe { groups.part(first + rows.start..first + rows.end) }
-                    });
+                if let Some(codes) = &codes {
+                    // SAFETY: as above.
+                    unsafe { codes.set(isa, values, rows, 0..len / CODE_GROUP) };
                 }
             }
         });
@@ -273,6 +275,52 @@ impl Activations {
     }
 }
 
+/// Where threads put the codes of rows that they have values of.
+pub(super) struct CodePlaces<'a> {
+    groups: SharedMut<'a, CodeGroup>, // (row_len / 32, num_rows)
+    num_rows: usize,
+    pair_bits: PairBits,
+}
+
+impl<'a> CodePlaces<'a> {
+    /// # Panics
+    /// If rows are not whole groups.
+    fn new(
+        groups: &'a mut Vec<CodeGroup>,
+        (num_rows, len): (usize, usize),
+        pair_bits: PairBits,
+    ) -> Self {
+        assert!(
+            len.is_multiple_of(CODE_GROUP),
+            "bug: rows of {len} have no whole groups"
+        );
+        let needed = groups.len().max(len / CODE_GROUP * num_rows);
+        groups.resize(needed, CodeGroup::default());
+        Self {
+            groups: SharedMut::new(groups),
+            num_rows,
+            pair_bits,
+        }
+    }
+
+    /// Quantises some groups of some rows. (rows, groups * 32)
+    ///
+    /// # Safety
+    /// Nobody else may set these meanwhile.
+    pub unsafe fn set(&self, isa: Isa, values: &[f32], rows: Range<usize>, groups: Range<usize>) {
+        let len = groups.len() * CODE_GROUP;
+        let parts = values.chunks(ROWS_AT_ONCE * len);
+        for (start, values) in rows.clone().step_by(ROWS_AT_ONCE).zip(parts) {
+            let end = rows.end.min(start + ROWS_AT_ONCE);
+            quantize::quantize_rows(isa, (values, len), self.pair_bits, |group| {
+                let first = (groups.start + group) * self.num_rows;
+                // SAFETY: as the caller promises.
+                unsafe { self.groups.part(first + start..first + end) }
+            });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Pool;
@@ -285,7 +333,7 @@ mod tests {
         x.values_mut().copy_from_slice(values);
         let needs = Needs {
             codes: Some(PairBits::Four),
-            bf16: false,
+            ..Needs::default()
         };
         x.quantize(&compute, needs);
         x.group(0)[0]
@@ -380,8 +428,8 @@ mod tests {
                 *value = half::bf16::from_bits(bits_of(i) as u16).to_f32();
             }
             let needs = Needs {
-                codes: None,
                 bf16: true,
+                ..Needs::default()
             };
             x.quantize(&compute, needs);
             let num_pairs = len.div_ceil(2);

@@ -15,7 +15,7 @@ mod portable;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::activations::{Activations, Needs, PairBits};
+use super::activations::{Activations, CODE_GROUP, Needs, PairBits};
 use super::aligned::Aligned;
 use super::elementwise::Activation;
 use super::isa::for_each_isa;
@@ -70,7 +70,7 @@ pub fn matmul(
             let len = PANEL_ROWS.min(part_column + part.outputs() - column);
             let panel = part.panel(index);
             let columns = Columns { width, column, len };
-            for_rows::<1>(x.num_rows(), |rows, [sums]| {
+            for_rows(x.num_rows(), 1, |rows, sums| {
                 columns.prefetch(&y, rows.clone());
                 multiply(isa, &panel, x, rows.start, sums);
                 if let Some(bias) = bias {
@@ -83,7 +83,9 @@ pub fn matmul(
     });
 }
 
-/// `activation(x G^T + b) * (x U^T + c)`, to `y` (num_rows, outputs); `biases` is b, then c.
+/// `activation(x G^T + b) * (x U^T + c)`, to the rows of `y` in the forms of `needs`; `biases` is b, then c.
+/// If codes alone are needed, they are made while the results are at hand, which the values of `y` then are
+/// not.
 ///
 /// # Panics
 /// As [`matmul`], and if the matrices differ in size.
@@ -93,7 +95,7 @@ pub fn matmul_gated(
     biases: Option<&[f32]>,
     activation: Activation,
     x: &Activations,
-    y: &mut [f32],
+    (y, needs): (&mut Activations, Needs),
 ) {
     let width = gate.outputs();
     for matrix in [gate, up] {
@@ -103,34 +105,83 @@ pub fn matmul_gated(
             "bug: sizes"
         );
     }
-    assert_eq!(y.len(), x.num_rows() * width, "bug: room for the results");
+    assert_eq!(
+        (y.num_rows(), y.row_len()),
+        (x.num_rows(), width),
+        "bug: room for the results"
+    );
     assert!(
         biases.is_none_or(|biases| biases.len() == 2 * width),
         "bug: two biases an output"
     );
-    let y = SharedMut::new(y);
-    let num_panels = gate.num_panels();
     let (isa, pool) = (compute.isa(), compute.pool());
-    pool.for_each(num_panels, pool.chunk_of(num_panels), |panels| {
-        for index in panels {
-            let column = index * PANEL_ROWS;
-            let len = PANEL_ROWS.min(width - column);
-            let (gate, up) = (gate.panel(index), up.panel(index));
-            let columns = Columns { width, column, len };
-            for_rows::<2>(x.num_rows(), |rows, [gates, ups]| {
-                columns.prefetch(&y, rows.clone());
-                multiply(isa, &gate, x, rows.start, gates);
-                multiply(isa, &up, x, rows.start, ups);
-                if let Some(biases) = biases {
-                    add_to_rows(isa, gates, &biases[column..column + len]);
-                    add_to_rows(isa, ups, &biases[width + column..width + column + len]);
+    // The results of a panel, to the sums of the gate.
+    let multiply_panel = |columns: Columns, first_row: usize, gates: &mut Sums, ups: &mut Sums| {
+        let Columns { column, len, .. } = columns;
+        multiply(isa, &gate.panel(column / PANEL_ROWS), x, first_row, gates);
+        multiply(isa, &up.panel(column / PANEL_ROWS), x, first_row, ups);
+        if let Some(biases) = biases {
+            add_to_rows(isa, gates, &biases[column..column + len]);
+            add_to_rows(isa, ups, &biases[width + column..width + column + len]);
+        }
+        activation.apply_gate(isa, gates.as_flattened_mut(), ups.as_flattened());
+    };
+    let columns_of = |column: usize| {
+        let len = PANEL_ROWS.min(width - column);
+        Columns { width, column, len }
+    };
+    match needs {
+        Needs {
+            codes: Some(pair_bits),
+            values: false,
+            bf16: false,
+        } => {
+            let codes = y.places_of_codes(pair_bits);
+            let num_groups = width / CODE_GROUP;
+            pool.for_each(num_groups, pool.chunk_of(num_groups), |groups| {
+                for group in groups {
+                    for_rows(x.num_rows(), 4, |rows, sums| {
+                        let (gates, ups) = sums.split_at_mut(2 * rows.len());
+                        let halves = gates.chunks_exact_mut(rows.len());
+                        for (half, (gates, ups)) in
+                            halves.zip(ups.chunks_exact_mut(rows.len())).enumerate()
+                        {
+                            let column = group * CODE_GROUP + half * PANEL_ROWS;
+                            multiply_panel(columns_of(column), rows.start, gates, ups);
+                        }
+                        // Both halves of a row come to lie side by side, where the other factors were.
+                        let (first, second) = gates.split_at(rows.len());
+                        let results = first.iter().zip(second);
+                        for (values, (first, second)) in
+                            ups.as_chunks_mut().0.iter_mut().zip(results)
+                        {
+                            *values = [*first, *second];
+                        }
+                        let values = ups.as_flattened();
+                        // SAFETY: each group is visited once.
+                        unsafe { codes.set(isa, values, rows, group..group + 1) };
+                    });
                 }
-                activation.apply_gate(isa, gates.as_flattened_mut(), ups.as_flattened());
-                // As above.
-                finish(isa, Epilogue::Store, gates, &y, (rows.start, columns));
             });
         }
-    });
+        _ => {
+            let values = SharedMut::new(y.values_mut());
+            let num_panels = gate.num_panels();
+            pool.for_each(num_panels, pool.chunk_of(num_panels), |panels| {
+                for index in panels {
+                    let columns = columns_of(index * PANEL_ROWS);
+                    for_rows(x.num_rows(), 2, |rows, sums| {
+                        let (gates, ups) = sums.split_at_mut(rows.len());
+                        columns.prefetch(&values, rows.clone());
+                        multiply_panel(columns, rows.start, gates, ups);
+                        // Each panel is visited once; these columns of y are its own.
+                        finish(isa, Epilogue::Store, gates, &values, (rows.start, columns));
+                    });
+                }
+            });
+            y.quantize(compute, needs);
+        }
+    }
 }
 
 /// Which forms of the activations these matrices multiply.
@@ -138,7 +189,7 @@ pub fn needs<'a>(matrices: impl IntoIterator<Item = &'a PackedMatrix>) -> Needs 
     let mut needs = Needs::default();
     for matrix in matrices {
         match matrix.format() {
-            PanelFormat::F32 | PanelFormat::F16 => {}
+            PanelFormat::F32 | PanelFormat::F16 => needs.values = true,
             PanelFormat::Bf16 => needs.bf16 = true,
             PanelFormat::Q5Zero | PanelFormat::Q5Min => needs.codes = Some(PairBits::Five),
             _ => needs.codes = needs.codes.or(Some(PairBits::Four)),
@@ -160,21 +211,17 @@ fn locate(parts: &[PackedMatrix], mut index: usize) -> (&PackedMatrix, usize, us
     panic!("bug: a panel beyond the last");
 }
 
-/// Splits rows into runs, each with `N` buffers of zeros.
-fn for_rows<const N: usize>(num_rows: usize, mut f: impl FnMut(Range<usize>, [&mut Sums; N])) {
+/// Splits rows into runs, each with zeros for some sums of a row.
+fn for_rows(num_rows: usize, sums_of_row: usize, mut f: impl FnMut(Range<usize>, &mut Sums)) {
     thread_local! {
         static SUMS: RefCell<Aligned<f32>> = RefCell::default();
     }
     SUMS.with_borrow_mut(|sums| {
         for start in (0..num_rows).step_by(RUN_ROWS) {
             let rows = start..num_rows.min(start + RUN_ROWS);
-            sums.resize(N * rows.len() * PANEL_ROWS);
+            sums.resize(sums_of_row * rows.len() * PANEL_ROWS);
             sums.fill(0.0);
-            let mut buffers = sums.as_chunks_mut().0.chunks_exact_mut(rows.len());
-            f(
-                rows,
-                std::array::from_fn(|_| buffers.next().expect("bug: N buffers")),
-            );
+            f(rows, sums.as_chunks_mut().0);
         }
     });
 }

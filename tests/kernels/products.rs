@@ -351,7 +351,8 @@ fn parts_follow_one_another_and_bias_and_residual_are_added() {
             needs(&parts),
             Needs {
                 codes: Some(PairBits::Four),
-                bf16: true
+                bf16: true,
+                values: false
             }
         );
         let x = activations(&compute, needs(&parts), rows, &noise(rows * inputs, 17));
@@ -412,18 +413,65 @@ fn gates_are_activated_and_multiplied() {
         );
         let biases = noise(2 * outputs, 31);
         for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
-            let mut y = vec![f32::NAN; rows * outputs];
-            let matrices = (&gate, &up);
-            matmul_gated(&compute, matrices, Some(&biases), activation, &x, &mut y);
+            let mut y = Activations::default();
+            y.resize(rows, outputs);
+            let (matrices, values) = ((&gate, &up), Needs::default());
+            matmul_gated(
+                &compute,
+                matrices,
+                Some(&biases),
+                activation,
+                &x,
+                (&mut y, values),
+            );
             let gates = product(&compute, &gate, &x);
             let ups = product(&compute, &up, &x);
-            for (i, y) in y.iter().enumerate() {
+            for (i, y) in y.values().iter().enumerate() {
                 let mut gate = Activations::default();
                 gate.resize(1, 1);
                 gate.values_mut()[0] = gates[i] + biases[i % outputs];
                 activate(&compute, activation, (&mut gate, Needs::default()));
                 let expected = gate.values()[0] * (ups[i] + biases[outputs + i % outputs]);
                 assert_eq!(*y, expected, "{isa} {activation:?} {i}");
+            }
+        }
+    }
+}
+
+/// As if the values had been stored, and quantised then.
+#[test]
+fn gated_products_are_quantised_where_they_are_made() {
+    for isa in isas() {
+        let compute = compute(isa, 2);
+        let (inputs, outputs, rows) = (64, 96, 70);
+        let [gate, up] = [QUANTIZED[1], QUANTIZED[0]].map(|(dtype, format)| {
+            let (bytes, _) = stored(dtype, outputs, inputs);
+            pack(&compute, format, &bytes, outputs, inputs)
+        });
+        let x = noise(rows * inputs, 37);
+        let x = activations(&compute, needs([&gate, &up]), rows, &x);
+        for pair_bits in [PairBits::Four, PairBits::Five] {
+            let codes = Needs {
+                codes: Some(pair_bits),
+                ..Needs::default()
+            };
+            let both = Needs {
+                values: true,
+                ..codes
+            };
+            let [fused, stored] = [codes, both].map(|needs| {
+                let mut y = Activations::default();
+                y.resize(rows, outputs);
+                let (matrices, y_needs) = ((&gate, &up), (&mut y, needs));
+                matmul_gated(&compute, matrices, None, Activation::Silu, &x, y_needs);
+                y
+            });
+            for group in 0..outputs / 32 {
+                assert_eq!(
+                    fused.group(group),
+                    stored.group(group),
+                    "{isa} {pair_bits:?} {group}"
+                );
             }
         }
     }

@@ -8,6 +8,7 @@ use candlepower::kernels::{
 use crate::{assert_close, compute, isas, noise};
 
 const VALUES: Needs = Needs {
+    values: true,
     codes: None,
     bf16: false,
 };

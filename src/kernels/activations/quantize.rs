@@ -143,6 +143,7 @@ fn starts(start: i32, minus_sum: i32) -> [i32; ZEROS.len()] {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::*;
+    use std::cell::RefCell;
     use std::mem::offset_of;
 
     use super::*;
@@ -176,24 +177,29 @@ mod avx512 {
         pair_bits: PairBits,
         groups_of: impl Fn(usize) -> &'a mut [CodeGroup],
     ) {
-        let mut stages = Stages::default();
-        for group in 0..len / CODE_GROUP {
-            let rows = || values.chunks_exact(len).map(|row| group_of(row, group));
-            let groups = groups_of(group);
-            for (magnitudes, values) in stages.magnitudes.iter_mut().zip(rows()) {
-                find_magnitudes(values, magnitudes);
-            }
-            for first in (0..groups.len()).step_by(FOUR) {
-                find_tall_steps(first, &mut stages);
-            }
-            find_scales(&mut stages, pair_bits.max_digit() as f32);
-            for ((row, values), group) in rows().enumerate().zip(&mut *groups) {
-                quantize(values, row, pair_bits, &mut stages, group);
-            }
-            for (four, groups) in groups.chunks_mut(FOUR).enumerate() {
-                set_sums(four * FOUR, &stages, groups);
-            }
+        thread_local! {
+            // To clear them would take as long as a group of one row.
+            static STAGES: RefCell<Stages> = RefCell::default();
         }
+        STAGES.with_borrow_mut(|stages| {
+            for group in 0..len / CODE_GROUP {
+                let rows = || values.chunks_exact(len).map(|row| group_of(row, group));
+                let groups = groups_of(group);
+                for (magnitudes, values) in stages.magnitudes.iter_mut().zip(rows()) {
+                    find_magnitudes(values, magnitudes);
+                }
+                for first in (0..groups.len()).step_by(FOUR) {
+                    find_tall_steps(first, stages);
+                }
+                find_scales(stages, pair_bits.max_digit() as f32);
+                for ((row, values), group) in rows().enumerate().zip(&mut *groups) {
+                    quantize(values, row, pair_bits, stages, group);
+                }
+                for (four, groups) in groups.chunks_mut(FOUR).enumerate() {
+                    set_sums(four * FOUR, stages, groups);
+                }
+            }
+        });
     }
 
     #[inline]

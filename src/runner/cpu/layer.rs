@@ -170,16 +170,8 @@ impl Layer {
         match (spec.mlp, self.up.parts.as_slice()) {
             (Mlp::Gated(activation), [gate, up]) => {
                 let (activation, biases) = (kernel_of(activation), self.up.bias.as_deref());
-                let matrices = (gate, up);
-                matmul_gated(
-                    compute,
-                    matrices,
-                    biases,
-                    activation,
-                    normed,
-                    inner.values_mut(),
-                );
-                inner.quantize(compute, self.down.needs());
+                let (matrices, gated) = ((gate, up), (&mut *inner, self.down.needs()));
+                matmul_gated(compute, matrices, biases, activation, normed, gated);
             }
             (Mlp::Plain(activation), _) => {
                 self.up
