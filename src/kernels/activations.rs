@@ -97,14 +97,14 @@ impl CodeGroup {
 }
 
 /// Bits of the widest weights that are multiplied in pairs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PairBits {
     Four,
     Five,
 }
 
 impl PairBits {
-    /// What pairs take off the weights' codes, at most 15 or 31.
+    /// What pairs take off the weights' codes, which are 15 or 31 at most.
     pub(super) fn middle(self) -> i32 {
         match self {
             Self::Four => 8,
@@ -123,8 +123,7 @@ impl PairBits {
 pub struct Needs {
     /// Those in f32.
     pub values: bool,
-    /// Codes, for weights of so many bits where products are made of pairs: what is added to a weight less
-    /// its middle must leave a byte, and so is the largest digit.
+    /// Codes whose digits can be added to such weights.
     pub codes: Option<PairBits>,
     /// Where the instruction set multiplies bf16; others multiply the values.
     pub bf16: bool,

@@ -3,7 +3,8 @@
 //! `vpdpbusd` multiplies four unsigned codes of a lane with four signed activations and adds the sum
 //! to the lane's 32 bits. A group's codes stay in eight registers while all rows pass by; each row's
 //! activations are broadcast from memory, four bytes an instruction. Signed codes (Q8_0) are moved up
-//! by 128, which then is their zero.
+//! by 128, which then is their zero. More than four rows take fewer multiplications with 4-bit and 5-bit
+//! codes, in `pairs`.
 
 mod pairs;
 

@@ -35,7 +35,7 @@ pub(super) fn multiply<const BITS: u32, const ZERO: i32, const MINS: bool>(
     sums: &mut Sums,
 ) {
     let middle = x.pair_bits().middle();
-    debug_assert!(1 << BITS <= 2 * middle, "bug: codes for fewer bits");
+    assert!(1 << BITS <= 2 * middle, "bug: codes for fewer bits");
     let minus_middle = _mm512_set1_epi8(-middle as i8);
     let odd_minus_middle = _mm512_set1_epi8((128 - middle) as i8);
     for group in 0..panel.num_groups() {
@@ -113,6 +113,7 @@ fn add_rows<const BITS: u32, const ZERO: i32, const MINS: bool, const R: usize>(
             }
         };
     }
+    const { assert!(PAIRED_STEPS == 6 && STEPS_OF_GROUP == 8) };
     // By turns, so that there always are additions and multiplications to do.
     add_step!(6);
     add_pair!(0);
