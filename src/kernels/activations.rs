@@ -72,7 +72,8 @@ impl CodeGroup {
         match zero {
             0 => self.starts[0],
             8 => self.starts[1],
-            _ => self.starts[2],
+            16 => self.starts[2],
+            _ => panic!("bug: no pairs with a zero of {zero}"),
         }
     }
 

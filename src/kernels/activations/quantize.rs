@@ -219,6 +219,15 @@ mod avx512 {
         std::array::from_fn(|i| unsafe { _mm256_loadu_si256(rows[i].as_ptr().cast()) })
     }
 
+    /// What one row leaves. (steps)
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn store_row<T>(row: &mut [T; STEPS_OF_GROUP], steps: __m256i) {
+        const { assert!(size_of::<T>() == 4) };
+        // SAFETY: 32 bytes are there; the store may be unaligned, and any bits are numbers.
+        unsafe { _mm256_storeu_si256(row.as_mut_ptr().cast(), steps) };
+    }
+
     /// Four lanes of a stage.
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -273,9 +282,8 @@ mod avx512 {
         let twos = _mm512_max_epi32(_mm512_castps_si512(even), _mm512_castps_si512(odd));
         let fours = _mm512_max_epi32(twos, _mm512_shuffle_epi32::<0b10_11_00_01>(twos));
         let places = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 4, 8, 12, 2, 6, 10, 14);
-        let steps = _mm512_castsi512_si256(_mm512_permutexvar_epi32(places, fours));
-        // SAFETY: 32 bytes are there; the store may be unaligned.
-        unsafe { _mm256_storeu_si256(magnitudes.as_mut_ptr().cast(), steps) };
+        let steps = _mm512_permutexvar_epi32(places, fours);
+        store_row(magnitudes, _mm512_castsi512_si256(steps));
     }
 
     /// The first step with the largest magnitude, and the largest one of the others, of four rows.
@@ -355,14 +363,8 @@ mod avx512 {
         let of_lows = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), low);
         let of_highs = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(HIGH as i8), highs);
         let sums = _mm256_add_epi32(of_lows, _mm256_maskz_broadcastd_epi32(is_tall, of_highs));
-        let starts = starts_of_pairs(low, pair_bits);
-        for (stage, steps) in [
-            (&mut stages.sums[row], sums),
-            (&mut stages.starts[row], starts),
-        ] {
-            // SAFETY: 32 bytes are there; the store may be unaligned.
-            unsafe { _mm256_storeu_si256(stage.as_mut_ptr().cast(), steps) };
-        }
+        store_row(&mut stages.sums[row], sums);
+        store_row(&mut stages.starts[row], starts_of_pairs(low, pair_bits));
     }
 
     /// What products of pairs start from with weights whose zero is 0, from the low digits: added up, steps

@@ -8,8 +8,8 @@
 //!
 //! Step 2 i of the activations takes part with `v` of step 2 i + 1 as unsigned bytes, and step 2 i + 1 with
 //! `w` of step 2 i as signed ones. Weights' codes are less their middle there: with 4 bits, sums are
-//! -120 - 8 + 128 = 0 to 120 + 7 + 128 = 255, and -128 to 127. So many steps are paired that additions and
-//! multiplications take the same time; the others are multiplied plainly.
+//! -120 - 8 + 128 = 0 to 120 + 7 + 128 = 255, and -128 to 127. Not all steps are paired: two additions
+//! for each multiplication that is saved would be more than the other units take.
 
 use super::*;
 use crate::kernels::activations::PAIRED_STEPS;
