@@ -13,9 +13,9 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use candlepower::bench::bandwidth::read_bytes_per_s;
 use candlepower::kernels::{
-    Activations, AttentionBatch, AttentionPlan, AttentionShape, Compute, Epilogue, Isa, KvShape,
-    KvStorage, KvType, PackedMatrix, PanelFormat, Pool, SourceFormat, SourceMatrix, attend, matmul,
-    needs,
+    Activations, AttentionBatch, AttentionPlan, AttentionShape, Compute, Epilogue, HeadTransform,
+    Isa, KvShape, KvStorage, KvType, KvWrites, Needs, PackedMatrix, PanelFormat, Pool,
+    SourceFormat, SourceMatrix, attend, matmul, needs,
 };
 
 const FORMATS: [(GgmlDType, SourceFormat); 11] = [
@@ -342,7 +342,14 @@ fn measure_attention(compute: &Compute, kv_type: KvType, ceilings: &Ceilings, ba
         sliding_window: None,
         block_size: 32,
     };
-    let width = (9 + 2 * 3) * 64;
+    let as_they_are = HeadTransform {
+        num_heads: 9,
+        num_kv_heads: 3,
+        head_dim: 64,
+        norms: None,
+        rotation: None,
+    };
+    let width = as_they_are.width();
     for context in [128usize, 1024, 4096] {
         for (sequences, queries) in [(1usize, 1usize), (16, 1), (1, 128)] {
             let blocks = context / shape.block_size;
@@ -353,11 +360,13 @@ fn measure_attention(compute: &Compute, kv_type: KvType, ceilings: &Ceilings, ba
                 num_slots: sequences * context,
             };
             let mut kv = KvStorage::new(compute.isa(), kv_shape);
-            let rows: Vec<f32> = (0..sequences * context * width)
+            let mut rows: Vec<f32> = (0..sequences * context * width)
                 .map(|i| (i as f32).sin())
                 .collect();
             let slots: Vec<u32> = (0..(sequences * context) as u32).collect();
-            kv.write(compute, &slots, &rows, (width, 9 * 64));
+            let mut writes = KvWrites::default();
+            writes.set(&slots);
+            kv.write(compute, &writes, &as_they_are, &mut rows);
             let first = (context - queries) as u32;
             let positions: Vec<u32> = (0..sequences).flat_map(|_| first..context as u32).collect();
             let q_start: Vec<u32> = (0..=sequences).map(|s| (s * queries) as u32).collect();
@@ -371,12 +380,18 @@ fn measure_attention(compute: &Compute, kv_type: KvType, ceilings: &Ceilings, ba
             };
             let mut plan = AttentionPlan::default();
             plan.set(compute, &shape, &batch);
-            let mut out = vec![0.0; positions.len() * 9 * 64];
+            let mut out = Activations::default();
+            out.resize(positions.len(), 9 * 64);
+            let needs = Needs {
+                values: true,
+                ..Needs::default()
+            };
             let q = &rows[..positions.len() * width];
             let time = best(20, || {
-                attend(compute, &shape, (&plan, &batch), &kv, (q, width), &mut out);
+                let out = (&mut out, needs);
+                attend(compute, &shape, (&plan, &batch), &kv, (q, width), out);
             });
-            black_box(&out);
+            black_box(out.values());
             let pairs: usize = positions.iter().map(|p| *p as usize + 1).sum();
             let seconds = time.as_secs_f64();
             let gmacs = (pairs * 9 * 64 * 2) as f64 / seconds / 1e9;

@@ -23,11 +23,12 @@ use std::ops::Range;
 pub use self::plan::AttentionPlan;
 use self::plan::Unit;
 use self::queries::Queries;
+use super::activations::{Activations, CODE_GROUP, CodePlaces, Needs};
 use super::aligned::Aligned;
 use super::elementwise::sum;
 use super::isa::for_each_isa;
 use super::kv_storage::{
-    Bf16, CodePair, Head, Key, KvShape, KvStorage, TILE_TOKENS, Tiles, Value, with_heads,
+    Bf16, Both, CodePair, Head, Key, KvShape, KvStorage, TILE_TOKENS, Tiles, Value, with_kv,
 };
 use super::math::exp;
 use super::shared::SharedMut;
@@ -74,7 +75,7 @@ type Reads<'a> = (&'a [u32], &'a [*const u8]);
 type Query<'f, 'a> = dyn Fn(&Unit, usize) -> &'a [f32] + 'f;
 
 /// Whose tiles are read next.
-type Next<'a, K, V> = Option<(&'a Head<K, V>, &'a Unit)>;
+type Next<'a, K, V> = Option<(Head<'a, K, V>, &'a Unit)>;
 
 /// K of a type that kernels multiply with queries.
 trait Keys: Key {
@@ -89,7 +90,7 @@ trait Keys: Key {
     /// Products of each query with each position of the tiles, to scores (tiles, rows).
     fn multiply(
         isa: Isa,
-        keys: &Tiles<Self>,
+        keys: Tiles<'_, Self>,
         tiles: Reads<'_>,
         queries: &Queries,
         scores: &mut [[f32; TILE_TOKENS]],
@@ -104,7 +105,7 @@ trait Values: Value {
     /// Adds V, weighted, of the first `len` positions to the sums. (rows, padded head_dim)
     fn sum_values(
         isa: Isa,
-        values: &Tiles<Self>,
+        values: Tiles<'_, Self>,
         tiles: Reads<'_>,
         rows_weights_len: (usize, &[[f32; TILE_TOKENS]], usize),
         sums: &mut [f32],
@@ -142,8 +143,9 @@ impl AttentionShape {
     }
 }
 
-/// Attention of all rows: `q` has rows of `q_width` that begin with the query heads; the result is
-/// (num_tokens, num_heads * head_dim).
+/// Attention of all rows: `q` has rows of `q_width` that begin with the query heads; the results are
+/// (num_tokens, num_heads * head_dim), in the forms of `needs`. If codes alone are needed, they are made while
+/// the results are at hand, which the values of `out` then are not.
 ///
 /// # Panics
 /// If a table leads outside the storage, or sizes do not fit.
@@ -153,13 +155,11 @@ pub fn attend(
     (plan, batch): (&AttentionPlan, &AttentionBatch<'_>),
     kv: &KvStorage,
     (q, q_width): (&[f32], usize),
-    out: &mut [f32],
+    (out, needs): (&mut Activations, Needs),
 ) {
-    let num_tokens = batch.positions.len();
-    let out_width = shape.num_heads * shape.head_dim;
     assert_eq!(
-        out.len(),
-        num_tokens * out_width,
+        (out.num_rows(), out.row_len()),
+        (batch.positions.len(), shape.num_heads * shape.head_dim),
         "bug: room for the results"
     );
     assert_eq!(
@@ -171,9 +171,29 @@ pub fn attend(
         shape.block_size.is_multiple_of(TILE_TOKENS),
         "bug: blocks are whole tiles"
     );
-    with_heads!(kv.heads(), heads => {
-        attend_heads(compute, shape, (plan, batch), (heads, kv.shape()), (q, q_width), out);
+    let of_kv_head = shape.heads_per_kv_head() * shape.head_dim;
+    let are_whole_groups =
+        of_kv_head.is_multiple_of(CODE_GROUP) && kv.shape().padded_dim() == shape.head_dim;
+    let results = match needs {
+        Needs {
+            codes: Some(pair_bits),
+            values: false,
+            bf16: false,
+        } if are_whole_groups => Results::Codes(out.places_of_codes(pair_bits)),
+        _ => Results::Values(SharedMut::new(out.values_mut())),
+    };
+    with_kv!(kv.kv(), both => {
+        attend_heads(compute, shape, (plan, batch), (both, kv.shape()), (q, q_width), &results);
     });
+    if let Results::Values(_) = results {
+        out.quantize(compute, needs);
+    }
+}
+
+/// Where threads put results.
+enum Results<'a> {
+    Values(SharedMut<'a, f32>),
+    Codes(CodePlaces<'a>),
 }
 
 /// Attention over K and V of one type.
@@ -181,14 +201,13 @@ fn attend_heads<K: Keys, V: Values>(
     compute: &Compute,
     shape: &AttentionShape,
     (plan, batch): (&AttentionPlan, &AttentionBatch<'_>),
-    (heads, kv_shape): (&[Head<K, V>], &KvShape),
+    (both, kv_shape): (&Both<K, V>, &KvShape),
     (q, q_width): (&[f32], usize),
-    out: &mut [f32],
+    results: &Results<'_>,
 ) {
     let out_width = shape.num_heads * shape.head_dim;
     let heads_per_kv_head = shape.heads_per_kv_head();
     let isa = compute.isa();
-    let out = SharedMut::new(out);
     compute
         .pool()
         .for_each(plan.groups.len() * shape.num_kv_heads, 1, |items| {
@@ -207,27 +226,41 @@ fn attend_heads<K: Keys, V: Values>(
                     &q[row * q_width + start..][..shape.head_dim]
                 };
                 let units = &plan.units[group.units.clone()];
-                let kv = (&heads[kv_head], kv_shape);
+                let kv = (both.head(kv_head), kv_shape);
                 SCRATCH.with_borrow_mut(|scratch| {
                     let parts = (units, group.shared_tiles);
                     // A thread most likely takes the next item too.
                     let next = plan.groups.get((item + 1) / shape.num_kv_heads);
                     let next = next.map(|group| {
                         let unit = &plan.units[group.units.start];
-                        (&heads[(item + 1) % shape.num_kv_heads], unit)
+                        (both.head((item + 1) % shape.num_kv_heads), unit)
                     });
                     attend_group(isa, kv, (shape, batch), parts, (&query, next), scratch);
-                    let mut sums = scratch.sums.chunks_exact(kv_shape.padded_dim());
-                    let mut factors = scratch.factors.iter();
+                    let mut sums = scratch.sums.chunks_exact_mut(kv_shape.padded_dim());
+                    for (sums, factor) in (&mut sums).zip(&scratch.factors) {
+                        sums.iter_mut().for_each(|sum| *sum *= factor);
+                    }
+                    let mut rest = &*scratch.sums;
                     for unit in units {
-                        let rows = 0..unit.rows.len() * heads_per_kv_head;
-                        for ((index, sums), factor) in rows.zip(&mut sums).zip(&mut factors) {
-                            let (row, start) = place(unit, index);
-                            let start = row * out_width + start;
-                            // SAFETY: each unit is visited once; its rows and heads are its own.
-                            let out = unsafe { out.part(start..start + shape.head_dim) };
-                            for (out, sum) in out.iter_mut().zip(sums) {
-                                *out = sum * factor;
+                        let rows = unit.rows.len() * heads_per_kv_head;
+                        let sums = split_off(&mut rest, rows * kv_shape.padded_dim());
+                        match results {
+                            Results::Codes(places) => {
+                                let groups = shape.head_dim * first_head / CODE_GROUP
+                                    ..shape.head_dim * (first_head + heads_per_kv_head)
+                                        / CODE_GROUP;
+                                // SAFETY: each unit is visited once; its rows and heads are its own.
+                                unsafe { places.set(isa, sums, unit.rows.clone(), groups) };
+                            }
+                            Results::Values(out) => {
+                                let sums = sums.chunks_exact(kv_shape.padded_dim());
+                                for (index, sums) in sums.enumerate() {
+                                    let (row, start) = place(unit, index);
+                                    let start = row * out_width + start;
+                                    // SAFETY: as above.
+                                    let out = unsafe { out.part(start..start + shape.head_dim) };
+                                    out.copy_from_slice(&sums[..shape.head_dim]);
+                                }
                             }
                         }
                     }
@@ -302,7 +335,7 @@ fn rows_at_once(isa: Isa) -> usize {
 /// Attention of a group. Leaves the results in `scratch`: sums that `factors` must still multiply.
 fn attend_group<'a, K: Keys, V: Values>(
     isa: Isa,
-    (head, kv_shape): (&Head<K, V>, &KvShape),
+    (head, kv_shape): (Head<'_, K, V>, &KvShape),
     (shape, batch): (&AttentionShape, &AttentionBatch<'_>),
     (units, shared_tiles): (&[Unit], usize),
     (query, next): (&Query<'_, 'a>, Next<'_, K, V>),
@@ -355,7 +388,7 @@ fn attend_group<'a, K: Keys, V: Values>(
         shared_scores.resize(shared_tiles * num_rows * TILE_TOKENS);
         let tiles = (&tiles[..shared_tiles], split_off(&mut ahead, shared_tiles));
         let scores = shared_scores.as_chunks_mut().0;
-        K::multiply(isa, &head.keys, tiles, queries, scores);
+        K::multiply(isa, head.keys, tiles, queries, scores);
     }
     let num_scores = contexts().map(|(unit, context)| context.num_tiles() * rows_of(unit));
     let num_scores = num_scores.sum::<usize>();
@@ -380,7 +413,7 @@ fn attend_group<'a, K: Keys, V: Values>(
             }
             let queries_of_rows = rows.clone().map(|index| query(unit, index));
             K::set_queries(isa, queries_of_rows, (len, shape.head_dim), queries);
-            K::multiply(isa, &head.keys, own_tiles, queries, own);
+            K::multiply(isa, head.keys, own_tiles, queries, own);
             let visible = rows.map(|index| context.visible(index));
             softmax(isa, scores, visible, scale, factors);
             V::prepare_weights(scores);
@@ -397,7 +430,7 @@ fn attend_group<'a, K: Keys, V: Values>(
     if shared_tiles > 0 {
         let weights = (num_rows, &*shared_scores, shared_len);
         let tiles = (&tiles[..shared_tiles], split_off(&mut ahead, shared_tiles));
-        V::sum_values(isa, &head.values, tiles, weights, sums);
+        V::sum_values(isa, head.values, tiles, weights, sums);
     }
     let (mut rest_tiles, mut rest_scores, mut rest_sums) =
         (&**tiles, scores.as_chunks().0, &mut **sums);
@@ -411,7 +444,7 @@ fn attend_group<'a, K: Keys, V: Values>(
             rest_sums = others;
             let own = &weights[shared_tiles * len..];
             let weights = (len, own, context.len - shared_len);
-            V::sum_values(isa, &head.values, own_tiles, weights, sums);
+            V::sum_values(isa, head.values, own_tiles, weights, sums);
         }
     }
 }
@@ -488,7 +521,7 @@ macro_rules! multiply_keys {
 
             fn multiply(
                 isa: Isa,
-                keys: &Tiles<Self>,
+                keys: Tiles<'_, Self>,
                 tiles: Reads<'_>,
                 queries: &Queries,
                 scores: &mut [[f32; TILE_TOKENS]],
@@ -510,7 +543,7 @@ macro_rules! sum_elements {
         $(impl Values for $element {
             fn sum_values(
                 isa: Isa,
-                values: &Tiles<Self>,
+                values: Tiles<'_, Self>,
                 tiles: Reads<'_>,
                 (rows, weights, len): (usize, &[[f32; TILE_TOKENS]], usize),
                 sums: &mut [f32],
@@ -531,7 +564,7 @@ impl Values for Bf16 {
 
     fn sum_values(
         isa: Isa,
-        values: &Tiles<Self>,
+        values: Tiles<'_, Self>,
         tiles: Reads<'_>,
         (rows, weights, len): (usize, &[[f32; TILE_TOKENS]], usize),
         sums: &mut [f32],

@@ -1,5 +1,8 @@
 //! What happens to rows between the products: norms, rotation, activations, sums.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use super::activations::{Activations, Needs};
 use super::isa::for_each_isa;
 use super::math::{gelu_erf, gelu_tanh, silu};
@@ -101,19 +104,39 @@ pub(super) fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 impl Activation {
     /// `values = activation(values)`
     pub(super) fn apply(self, isa: Isa, values: &mut [f32]) {
-        match self {
-            Self::Silu => silu_slice(isa, values),
-            Self::Gelu => gelu_erf_slice(isa, values),
-            Self::GeluTanh => gelu_tanh_slice(isa, values),
+        match (self, isa) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a Compute holds only an instruction set that the machine has.
+            (Self::Silu, Isa::Avx512Vnni | Isa::Avx512Bf16) => unsafe {
+                avx512::silu_slice(values);
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Self::GeluTanh, Isa::Avx512Vnni | Isa::Avx512Bf16) => unsafe {
+                avx512::gelu_tanh_slice(values);
+            },
+            (Self::Silu, _) => silu_slice(isa, values),
+            (Self::Gelu, _) => gelu_erf_slice(isa, values),
+            (Self::GeluTanh, _) => gelu_tanh_slice(isa, values),
         }
     }
 
     /// `gates = activation(gates) * values`
     pub(super) fn apply_gate(self, isa: Isa, gates: &mut [f32], values: &[f32]) {
-        match self {
-            Self::Silu => silu_gate(isa, gates, values),
-            Self::Gelu => gelu_erf_gate(isa, gates, values),
-            Self::GeluTanh => gelu_tanh_gate(isa, gates, values),
+        match (self, isa) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a Compute holds only an instruction set that the machine has.
+            (Self::Silu, Isa::Avx512Vnni | Isa::Avx512Bf16) => unsafe {
+                avx512::silu_gate(gates, values);
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Self::GeluTanh, Isa::Avx512Vnni | Isa::Avx512Bf16) => unsafe {
+                avx512::gelu_tanh_gate(gates, values);
+            },
+            (Self::Silu, _) => silu_gate(isa, gates, values),
+            (Self::Gelu, _) => gelu_erf_gate(isa, gates, values),
+            (Self::GeluTanh, _) => gelu_tanh_gate(isa, gates, values),
         }
     }
 }
@@ -187,37 +210,40 @@ pub struct HeadTransform<'a> {
 }
 
 impl HeadTransform<'_> {
-    /// Transforms Q and K of all tokens in place; each has a row of `width` in `qkv`.
-    pub fn apply(&self, compute: &Compute, qkv: &mut [f32], width: usize) {
-        if self.norms.is_none() && self.rotation.is_none() {
-            return;
-        }
-        let num_tokens = qkv.len() / width;
-        let isa = compute.isa();
-        let (queries, keys) = (
-            self.num_heads * self.head_dim,
-            self.num_kv_heads * self.head_dim,
+    /// Elements of a token's row: Q, K and V of all heads.
+    pub fn width(&self) -> usize {
+        (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+    }
+
+    /// Transforms some query heads of a token in place.
+    pub(super) fn apply_to_queries(&self, isa: Isa, token: usize, heads: &mut [f32]) {
+        self.apply(
+            isa,
+            token,
+            heads,
+            self.norms.map(|(weight, _, eps)| (weight, eps)),
         );
-        let qkv = SharedMut::new(qkv);
-        compute
-            .pool()
-            .for_each(num_tokens, TOKENS_OF_A_PART, |tokens| {
-                for token in tokens {
-                    // SAFETY: each token is visited once, and rows do not overlap.
-                    let row = unsafe { qkv.part(token * width..token * width + queries + keys) };
-                    if let Some((q_norm, k_norm, eps)) = self.norms {
-                        let (q, k) = row.split_at_mut(queries);
-                        for (heads, weight) in [(q, q_norm), (k, k_norm)] {
-                            for head in heads.chunks_exact_mut(self.head_dim) {
-                                normalize_row(isa, NormKind::Rms { weight }, eps, head);
-                            }
-                        }
-                    }
-                    if let Some(rotation) = self.rotation {
-                        rotation.apply(isa, token, row);
-                    }
-                }
-            });
+    }
+
+    /// Transforms a key of a token in place.
+    pub(super) fn apply_to_key(&self, isa: Isa, token: usize, head: &mut [f32]) {
+        self.apply(
+            isa,
+            token,
+            head,
+            self.norms.map(|(_, weight, eps)| (weight, eps)),
+        );
+    }
+
+    fn apply(&self, isa: Isa, token: usize, heads: &mut [f32], norm: Option<(&[f32], f32)>) {
+        if let Some((weight, eps)) = norm {
+            for head in heads.chunks_exact_mut(self.head_dim) {
+                normalize_row(isa, NormKind::Rms { weight }, eps, head);
+            }
+        }
+        if let Some(rotation) = self.rotation {
+            rotation.apply(isa, token, heads);
+        }
     }
 }
 

@@ -6,20 +6,23 @@
 //! `[head_dim / 16][8 pairs of slots][16][2 slots]`, and keys of 16 bits
 //! `[head_dim / 2][16 slots][2 dimensions]`, as the instructions take them. Scales of codes lie beside
 //! them, `[head_dim / 32][16 slots]`, for keys and values alike, and for keys of 16 bits `[16 slots]`.
-//! Each KV head has its tiles to itself.
+//! What the KV heads have of a tile lies side by side.
 
 mod bf16;
 mod element;
 mod int16;
+mod write;
 
-use super::aligned::Aligned;
-use super::shared::SharedMut;
+use super::elementwise::HeadTransform;
+use super::huge_pages::HugeZeros;
 use super::{Compute, Isa};
 
 pub(super) use bf16::Bf16;
 pub use element::KvType;
-pub(super) use element::{Element, Key, SCALE_GROUP, Stored, Value, scatter};
+use element::Stored;
+pub(super) use element::{Element, Key, SCALE_GROUP, Value, scatter};
 pub(super) use int16::{CodePair, scale_of, write_query};
+pub use write::KvWrites;
 
 /// Slots of a tile; blocks are whole tiles.
 pub const TILE_TOKENS: usize = 16;
@@ -40,47 +43,61 @@ pub struct KvShape {
 #[derive(Debug)]
 pub struct KvStorage {
     shape: KvShape,
-    heads: Heads,
+    kv: Kv,
 }
 
-/// K and V in the type that was chosen, by head. (num_kv_heads)
+/// K and V in the type that was chosen.
 #[derive(Debug)]
-pub(super) enum Heads {
-    F32(Vec<Head<f32>>),
-    F16(Vec<Head<CodePair, u16>>),
-    Bf16(Vec<Head<CodePair, Bf16>>),
-    Q8(Vec<Head<i8>>),
+pub(super) enum Kv {
+    F32(Both<f32>),
+    F16(Both<CodePair, u16>),
+    Bf16(Both<CodePair, Bf16>),
+    Q8(Both<i8>),
 }
 
-/// K and V of a head.
 #[derive(Debug)]
-pub(super) struct Head<K, V = K> {
-    pub keys: Tiles<K>,   // (tiles, rows, 16)
-    pub values: Tiles<V>, // (tiles, columns, 16, 16)
+pub(super) struct Both<K, V = K> {
+    keys: Heads<K>,   // rows of a tile of a head: (rows, 16)
+    values: Heads<V>, // (columns, 16, 16)
 }
 
-/// K or V of a head.
+/// K or V of all heads.
 #[derive(Debug)]
-pub(super) struct Tiles<E> {
-    elements: Aligned<E>,
+struct Heads<E> {
+    num_heads: usize,
+    elements: HugeZeros<E>, // (tiles, heads, tile_len)
     tile_len: usize,
-    /// In their bits; empty for types without. (tiles, groups, 16)
-    scales: Aligned<u16>,
+    /// In their bits; empty for types without.
+    scales: HugeZeros<u16>, // (tiles, heads, groups, 16)
     tile_scales: usize,
 }
 
-/// Does something with the heads, whatever their type.
-macro_rules! with_heads {
-    ($heads:expr, $name:ident => $body:expr) => {
-        match $heads {
-            $crate::kernels::kv_storage::Heads::F32($name) => $body,
-            $crate::kernels::kv_storage::Heads::F16($name) => $body,
-            $crate::kernels::kv_storage::Heads::Bf16($name) => $body,
-            $crate::kernels::kv_storage::Heads::Q8($name) => $body,
+/// K and V of one head.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head<'a, K, V> {
+    pub keys: Tiles<'a, K>,
+    pub values: Tiles<'a, V>,
+}
+
+/// K or V of one head.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tiles<'a, E> {
+    heads: &'a Heads<E>,
+    head: usize,
+}
+
+/// Does something with K and V, whatever their type.
+macro_rules! with_kv {
+    ($kv:expr, $name:ident => $body:expr) => {
+        match $kv {
+            $crate::kernels::kv_storage::Kv::F32($name) => $body,
+            $crate::kernels::kv_storage::Kv::F16($name) => $body,
+            $crate::kernels::kv_storage::Kv::Bf16($name) => $body,
+            $crate::kernels::kv_storage::Kv::Q8($name) => $body,
         }
     };
 }
-pub(super) use with_heads;
+pub(super) use with_kv;
 
 impl KvShape {
     /// Bytes of K and V that one slot takes, padding and scales included.
@@ -115,35 +132,42 @@ impl KvStorage {
             shape.num_slots.is_multiple_of(TILE_TOKENS),
             "bug: slots are whole tiles"
         );
-        let heads = match shape.kv_type {
-            KvType::F32 => Heads::F32(zeros(&shape)),
-            KvType::F16 if isa == Isa::Avx512Bf16 => Heads::Bf16(zeros(&shape)),
-            KvType::F16 => Heads::F16(zeros(&shape)),
-            KvType::Q8_0 => Heads::Q8(zeros(&shape)),
+        let kv = match shape.kv_type {
+            KvType::F32 => Kv::F32(Both::zeros(&shape)),
+            KvType::F16 if isa == Isa::Avx512Bf16 => Kv::Bf16(Both::zeros(&shape)),
+            KvType::F16 => Kv::F16(Both::zeros(&shape)),
+            KvType::Q8_0 => Kv::Q8(Both::zeros(&shape)),
         };
-        Self { shape, heads }
+        Self { shape, kv }
     }
 
     pub fn shape(&self) -> &KvShape {
         &self.shape
     }
 
-    pub(super) fn heads(&self) -> &Heads {
-        &self.heads
+    pub(super) fn kv(&self) -> &Kv {
+        &self.kv
     }
 
-    /// Writes K and V of tokens at their slots. `rows` has a row of `width` for each token, in which
-    /// K of all heads begins at `column`, followed by V of all heads.
+    /// Transforms Q and K of tokens in place, and writes K and V to their slots. Each token has a row of
+    /// [`HeadTransform::width`] in `qkv`.
+    ///
+    /// # Panics
+    /// If sizes do not fit, or a slot lies outside.
     pub fn write(
         &mut self,
         compute: &Compute,
-        slots: &[u32],
-        rows: &[f32],
-        (width, column): (usize, usize),
+        writes: &KvWrites,
+        transform: &HeadTransform<'_>,
+        qkv: &mut [f32],
     ) {
-        let head_dim = self.shape.head_dim;
-        with_heads!(&mut self.heads, heads => {
-            write(compute, (heads, head_dim), slots, rows, (width, column))
+        assert_eq!(
+            (transform.num_kv_heads, transform.head_dim),
+            (self.shape.num_kv_heads, self.shape.head_dim),
+            "bug: storage of another model"
+        );
+        with_kv!(&mut self.kv, kv => {
+            write::write(compute, writes, (&mut kv.keys, &mut kv.values), (transform, qkv));
         });
     }
 
@@ -156,116 +180,100 @@ impl KvStorage {
             from_slot.is_multiple_of(TILE_TOKENS) && to_slot.is_multiple_of(TILE_TOKENS),
             "bug: a copy inside a tile"
         );
-        with_heads!(&mut self.heads, heads => {
-            for head in heads {
-                for start in (0..num_tokens).step_by(TILE_TOKENS) {
-                    let slots = TILE_TOKENS.min(num_tokens - start);
-                    let tile = |slot: usize| (slot + start) / TILE_TOKENS;
-                    head.copy(tile(from_slot), tile(to_slot), slots);
-                }
+        with_kv!(&mut self.kv, kv => {
+            for start in (0..num_tokens).step_by(TILE_TOKENS) {
+                let slots = TILE_TOKENS.min(num_tokens - start);
+                let tile = |slot: usize| (slot + start) / TILE_TOKENS;
+                kv.copy(tile(from_slot), tile(to_slot), slots);
             }
         });
     }
 }
 
-fn zeros<K: Key, V: Value>(shape: &KvShape) -> Vec<Head<K, V>> {
-    let (num_tiles, head_dim) = (shape.num_slots / TILE_TOKENS, shape.head_dim);
-    let head = |_| Head {
-        keys: Tiles::zeros(num_tiles, K::tile_rows(head_dim), K::num_scales(head_dim)),
-        values: Tiles::zeros(num_tiles, shape.padded_dim(), V::num_scales(head_dim)),
-    };
-    (0..shape.num_kv_heads).map(head).collect()
-}
-
-fn write<K: Key, V: Value>(
-    compute: &Compute,
-    (heads, head_dim): (&mut [Head<K, V>], usize),
-    slots: &[u32],
-    rows: &[f32],
-    (width, column): (usize, usize),
-) {
-    let (isa, num_heads) = (compute.isa(), heads.len());
-    let heads = SharedMut::new(heads);
-    // Few tokens are quicker written than shared out.
-    let chunk = if slots.len() < 8 { num_heads } else { 1 };
-    compute.pool().for_each(num_heads, chunk, |some_heads| {
-        // SAFETY: each head is visited once.
-        let heads = unsafe { heads.part(some_heads.clone()) };
-        for (head, index) in heads.iter_mut().zip(some_heads) {
-            for (&slot, row) in slots.iter().zip(rows.chunks_exact(width)) {
-                let (tile, lane) = (slot as usize / TILE_TOKENS, slot as usize % TILE_TOKENS);
-                let k = &row[column + index * head_dim..][..head_dim];
-                let (elements, scales) = head.keys.tile_mut(tile);
-                K::write_key(isa, k, lane, elements, scales);
-                let v = &row[column + (num_heads + index) * head_dim..][..head_dim];
-                let (elements, scales) = head.values.tile_mut(tile);
-                V::write_value(isa, v, lane, elements, scales);
-            }
+impl<K: Key, V: Value> Both<K, V> {
+    fn zeros(shape: &KvShape) -> Self {
+        let head_dim = shape.head_dim;
+        Self {
+            keys: Heads::zeros(shape, K::tile_rows(head_dim), K::num_scales(head_dim)),
+            values: Heads::zeros(shape, shape.padded_dim(), V::num_scales(head_dim)),
         }
-    });
-}
+    }
 
-impl<K: Key, V: Value> Head<K, V> {
+    pub fn head(&self, head: usize) -> Head<'_, K, V> {
+        Head {
+            keys: self.keys.of_head(head),
+            values: self.values.of_head(head),
+        }
+    }
+
     /// Copies the first slots of a tile to another.
     fn copy(&mut self, from: usize, to: usize, slots: usize) {
         // Rows of a key tile, and of scales, hold one of each slot; a column has whole slots, or
         // pairs of them, of which the second is then written anew.
-        copy_rows(
-            &mut self.keys.elements,
-            self.keys.tile_len,
-            (from, to),
-            (TILE_TOKENS, slots),
-        );
+        let (rows, scales) = ((TILE_TOKENS, slots), (TILE_TOKENS, slots));
         let whole = slots.next_multiple_of(V::SLOTS_TOGETHER);
-        let column = (COLUMN * TILE_TOKENS, COLUMN * whole);
-        copy_rows(
-            &mut self.values.elements,
-            self.values.tile_len,
-            (from, to),
-            column,
-        );
-        let scales = (TILE_TOKENS, slots);
-        let (keys, values) = (&mut self.keys, &mut self.values);
-        copy_rows(&mut keys.scales, keys.tile_scales, (from, to), scales);
-        copy_rows(&mut values.scales, values.tile_scales, (from, to), scales);
+        let columns = (COLUMN * TILE_TOKENS, COLUMN * whole);
+        self.keys.copy((from, to), rows, scales);
+        self.values.copy((from, to), columns, scales);
     }
 }
 
-impl<E: Stored> Tiles<E> {
-    fn zeros(num_tiles: usize, row_len: usize, num_scales: usize) -> Self {
+impl<E: Stored> Heads<E> {
+    fn zeros(shape: &KvShape, row_len: usize, num_scales: usize) -> Self {
+        let num_heads = shape.num_kv_heads;
+        let num_tiles = shape.num_slots / TILE_TOKENS * num_heads;
         let (tile_len, tile_scales) = (row_len * TILE_TOKENS, num_scales * TILE_TOKENS);
         Self {
-            elements: Aligned::zeros(num_tiles * tile_len),
+            num_heads,
+            elements: HugeZeros::new(num_tiles * tile_len),
             tile_len,
-            scales: Aligned::zeros(num_tiles * tile_scales),
+            scales: HugeZeros::new(num_tiles * tile_scales),
             tile_scales,
         }
     }
 
+    fn of_head(&self, head: usize) -> Tiles<'_, E> {
+        Tiles { heads: self, head }
+    }
+
+    /// Copies the first `len` of every `stride` elements, and scales, of what all heads have of a tile.
+    fn copy(&mut self, tiles: (usize, usize), elements: (usize, usize), scales: (usize, usize)) {
+        let (tile_len, tile_scales) = (
+            self.num_heads * self.tile_len,
+            self.num_heads * self.tile_scales,
+        );
+        copy_rows(&mut self.elements, tile_len, tiles, elements);
+        copy_rows(&mut self.scales, tile_scales, tiles, scales);
+    }
+}
+
+impl<'a, E: Stored> Tiles<'a, E> {
     /// The rows of a tile.
     #[inline(always)]
-    pub fn tile(&self, tile: u32) -> &[[E; TILE_TOKENS]] {
-        let start = tile as usize * self.tile_len;
-        self.elements[start..start + self.tile_len].as_chunks().0
+    pub fn tile(self, tile: u32) -> &'a [[E; TILE_TOKENS]] {
+        let len = self.heads.tile_len;
+        self.heads.elements[self.index(tile) * len..][..len]
+            .as_chunks()
+            .0
     }
 
     /// Where a tile begins, to be asked for ahead.
-    pub fn address(&self, tile: u32) -> *const u8 {
+    pub fn address(self, tile: u32) -> *const u8 {
         self.tile(tile).as_ptr().cast()
     }
 
     /// The scales of a tile's slots, by group.
     #[inline(always)]
-    pub fn scales(&self, tile: u32) -> &[[u16; TILE_TOKENS]] {
-        let start = tile as usize * self.tile_scales;
-        self.scales[start..start + self.tile_scales].as_chunks().0
+    pub fn scales(self, tile: u32) -> &'a [[u16; TILE_TOKENS]] {
+        let len = self.heads.tile_scales;
+        self.heads.scales[self.index(tile) * len..][..len]
+            .as_chunks()
+            .0
     }
 
-    fn tile_mut(&mut self, tile: usize) -> (&mut [E], &mut [u16]) {
-        (
-            &mut self.elements[tile * self.tile_len..][..self.tile_len],
-            &mut self.scales[tile * self.tile_scales..][..self.tile_scales],
-        )
+    #[inline(always)]
+    fn index(self, tile: u32) -> usize {
+        tile as usize * self.heads.num_heads + self.head
     }
 }
 

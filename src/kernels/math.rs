@@ -1,5 +1,8 @@
 //! Elementary functions without branches, which the compiler turns into vector code.
 
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512;
+
 use std::f32::consts::{FRAC_2_SQRT_PI, LOG2_E};
 
 /// Added to a small f32, rounds it to a whole number, which the low bits then hold.
@@ -43,12 +46,14 @@ pub(super) fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
-/// GELU in its tanh approximation.
+/// GELU in its tanh approximation is `x / (1 + e^(-2 * inner))`, where `inner` is this times `x + x^3` times
+/// [`GELU_CUBE`]: 0.5 * (1 + tanh(inner)) is the logistic function of 2 * inner.
+pub(super) const SQRT_2_OVER_PI: f32 = FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
+pub(super) const GELU_CUBE: f32 = 0.044_715;
+
 #[inline(always)]
 pub(super) fn gelu_tanh(x: f32) -> f32 {
-    const SQRT_2_OVER_PI: f32 = FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
-    let inner = SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x);
-    // 0.5 * (1 + tanh(inner)) is the logistic function of 2 * inner.
+    let inner = SQRT_2_OVER_PI * (x + GELU_CUBE * x * x * x);
     x / (1.0 + exp(-2.0 * inner))
 }
 

@@ -21,7 +21,7 @@ use self::rows::Rows;
 use super::{KvLayout, Logits, RaggedBatch, Runner, memory};
 use crate::kernels::{
     Activations, Aligned, AttentionPlan, AttentionShape, Compute, Epilogue, Isa, KvShape, KvType,
-    PackedMatrix, Pool, Rotation, TILE_TOKENS, embed, matmul, needs,
+    KvWrites, PackedMatrix, Pool, Rotation, TILE_TOKENS, embed, matmul, needs,
 };
 use crate::model::{ModelSpec, Positions, StoredTensor, Weights};
 
@@ -52,6 +52,7 @@ struct Scratch {
     attended: Activations,
     inner: Activations,
     rotation: Option<Rotation>,
+    writes: KvWrites,
     plan: AttentionPlan,
 }
 
@@ -157,6 +158,7 @@ impl CpuRunner {
             let rotation = scratch.rotation.get_or_insert_default();
             rotation.set(&batch.positions, &rope.inverse_frequencies);
         }
+        scratch.writes.set(&batch.slots);
         scratch.rows.set(batch);
         self.plan_attention(batch);
     }
@@ -210,7 +212,7 @@ impl Runner for CpuRunner {
             self.begin_step(batch);
             for index in 0..self.layers.len() {
                 let scratch = &mut self.scratch;
-                self.layers[index].project(&self.compute, &self.spec, &batch.slots, scratch);
+                self.layers[index].project(&self.compute, &self.spec, scratch);
                 if index + 1 == self.layers.len() {
                     self.keep_wanted_rows(batch);
                 }

@@ -1,10 +1,11 @@
 //! Paged attention against the plain definition, over scattered blocks.
 
 use candlepower::kernels::{
-    AttentionBatch, AttentionPlan, AttentionShape, Compute, Isa, KvShape, KvStorage, KvType, attend,
+    Activations, AttentionBatch, AttentionPlan, AttentionShape, CODE_GROUP, Compute, HeadTransform,
+    Isa, KvShape, KvStorage, KvType, KvWrites, Needs, PairBits, attend,
 };
 
-use crate::{assert_close, compute, isas, noise};
+use crate::{VALUES, assert_close, compute, isas, noise};
 
 const BLOCK_SIZE: usize = 32;
 
@@ -64,6 +65,11 @@ impl Case {
     }
 
     fn run(&self, compute: &Compute) -> Vec<f32> {
+        self.run_to(compute, VALUES).values().to_vec()
+    }
+
+    /// Results in the forms of `needs`.
+    fn run_to(&self, compute: &Compute, needs: Needs) -> Activations {
         let (shape, width) = (&self.shape, self.width());
         let most = (0..self.sequences.len())
             .map(|s| self.blocks_of(s))
@@ -93,9 +99,8 @@ impl Case {
             let own = len.min(self.shared_blocks[sequence] * BLOCK_SIZE);
             let own = if sequence == 0 { 0 } else { own };
             let slots: Vec<u32> = (own..len).map(slot).collect();
-            let column = shape.num_heads * shape.head_dim;
             let rows = &self.rows[sequence][own * width..];
-            kv.write(compute, &slots, rows, (width, column));
+            write(compute, shape, &mut kv, &slots, rows);
             q.extend_from_slice(&self.rows[sequence][(len - queries) * width..]);
             positions.extend((len - queries..len).map(|position| position as u32));
             q_start.push(positions.len() as u32);
@@ -110,8 +115,11 @@ impl Case {
         };
         let mut plan = AttentionPlan::default();
         plan.set(compute, shape, &batch);
-        let mut out = vec![f32::NAN; positions.len() * shape.num_heads * shape.head_dim];
-        attend(compute, shape, (&plan, &batch), &kv, (&q, width), &mut out);
+        let mut out = Activations::default();
+        out.resize(positions.len(), shape.num_heads * shape.head_dim);
+        out.values_mut().fill(f32::NAN);
+        let q = (&*q, width);
+        attend(compute, shape, (&plan, &batch), &kv, q, (&mut out, needs));
         out
     }
 
@@ -334,6 +342,48 @@ fn sequences_that_share_blocks_have_the_bits_of_those_that_do_not() {
 }
 
 #[test]
+fn codes_that_are_made_at_once_are_those_of_the_values() {
+    let needs = Needs {
+        codes: Some(PairBits::Four),
+        ..Needs::default()
+    };
+    // Two heads of 16 and one of 64 are whole groups of codes; one of 16 and heads of 24 are not.
+    for (heads, kv_heads, head_dim) in [(4, 2, 16), (3, 3, 64), (2, 2, 16), (8, 2, 24)] {
+        let shape = shape(heads, kv_heads, head_dim, None);
+        let mut case = Case::new(shape, KvType::F16, &[(300, 1), (290, 1), (280, 1), (9, 9)]);
+        case.shared_blocks = vec![0, 8, 8, 0];
+        for isa in isas() {
+            let mut values = case.run_to(&compute(isa, 1), VALUES);
+            let codes = case.run_to(&compute(isa, 3), needs);
+            values.quantize(&compute(isa, 1), needs);
+            for group in 0..heads * head_dim / CODE_GROUP {
+                assert_eq!(codes.group(group), values.group(group), "{isa}, {shape:?}");
+            }
+        }
+    }
+}
+
+/// Writes K and V of rows as they are.
+fn write(
+    compute: &Compute,
+    shape: &AttentionShape,
+    kv: &mut KvStorage,
+    slots: &[u32],
+    rows: &[f32],
+) {
+    let as_they_are = HeadTransform {
+        num_heads: shape.num_heads,
+        num_kv_heads: shape.num_kv_heads,
+        head_dim: shape.head_dim,
+        norms: None,
+        rotation: None,
+    };
+    let mut writes = KvWrites::default();
+    writes.set(slots);
+    kv.write(compute, &writes, &as_they_are, &mut rows.to_vec());
+}
+
+#[test]
 fn extreme_scores_do_not_overflow() {
     for (isa, kv_type) in isas().flat_map(|isa| KvType::ALL.map(|kv_type| (isa, kv_type))) {
         let mut case = Case::new(shape(2, 1, 16, None), kv_type, &[(40, 40)]);
@@ -366,14 +416,21 @@ fn a_copied_run_of_slots_reads_like_the_first_and_leaves_the_rest() {
                     num_slots: 128,
                 },
             );
-            kv.write(&compute, &slots, &rows, (width, 24));
+            write(&compute, &shape, &mut kv, &slots, &rows);
             kv
         };
         let mut kv = storage();
         // Slots 32.. of block 1 to block 2, whose rest then gets what block 1 has there.
         kv.copy(32, 64, copied);
         let rest: Vec<u32> = (64 + copied as u32..96).collect();
-        kv.write(&compute, &rest, &rows[(32 + copied) * width..], (width, 24));
+        let (first, end) = (32 + copied, 64);
+        write(
+            &compute,
+            &shape,
+            &mut kv,
+            &rest,
+            &rows[first * width..end * width],
+        );
         let attend_block = |kv: &KvStorage, block: u32| {
             let batch = AttentionBatch {
                 positions: &[63],
@@ -383,16 +440,17 @@ fn a_copied_run_of_slots_reads_like_the_first_and_leaves_the_rest() {
             };
             let mut plan = AttentionPlan::default();
             plan.set(&compute, &shape, &batch);
-            let mut out = vec![0.0; 24];
+            let mut out = Activations::default();
+            out.resize(1, 24);
             attend(
                 &compute,
                 &shape,
                 (&plan, &batch),
                 kv,
                 (&rows[..width], width),
-                &mut out,
+                (&mut out, VALUES),
             );
-            out
+            out.values().to_vec()
         };
         assert_eq!(
             attend_block(&kv, 2),

@@ -4,7 +4,14 @@ mod attention;
 mod products;
 mod rows;
 
-use candlepower::kernels::{Compute, Isa, Pool};
+use candlepower::kernels::{Compute, Isa, Needs, Pool};
+
+/// No codes.
+pub const VALUES: Needs = Needs {
+    values: true,
+    codes: None,
+    bf16: false,
+};
 
 pub fn compute(isa: Isa, threads: usize) -> Compute {
     Compute::new(isa, Pool::new(threads).expect("threads"))

@@ -54,7 +54,7 @@ impl Load for i8 {
 /// Products of each of `R` queries with each position of the tiles.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn scores<E: Load, const R: usize>(
-    keys: &Tiles<E>,
+    keys: Tiles<'_, E>,
     tiles: &[u32],
     queries: &[[f32; R]], // (head_dim)
     scores: &mut [Scores<R>],
@@ -103,7 +103,7 @@ fn multiply_rows<E: Load, const R: usize>(
 /// As [`scores`], of codes: their sums are whole numbers, without rounding.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn scores_of_codes<const R: usize>(
-    keys: &Tiles<CodePair>,
+    keys: Tiles<'_, CodePair>,
     tiles: &[u32],
     (queries, query_scales): QueryCodes<'_, R>,
     scores: &mut [Scores<R>],
@@ -143,7 +143,7 @@ pub(super) fn scores_of_codes<const R: usize>(
 /// (R, padded head_dim)
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn sum_values<E: Load, const R: usize>(
-    values: &Tiles<E>,
+    values: Tiles<'_, E>,
     tiles: &[u32],
     weights: &[Scores<R>],
     len: usize,

@@ -4,11 +4,12 @@
 //! at once: the multiplier needs that many chains to stay busy. All rows of a unit share what is read.
 
 use std::arch::x86_64::*;
-use std::f32::consts::{LN_2, LOG2_E};
+use std::f32::consts::LOG2_E;
 
 use super::queries::QueryCodes;
 use super::{Reads, Scores, UNIT_ROWS};
 use crate::kernels::kv_storage::{COLUMN, CodePair, Element, SCALE_GROUP, TILE_TOKENS, Tiles};
+use crate::kernels::math::avx512::exp2;
 use crate::kernels::prefetch::prefetch;
 
 /// Elements that AVX-512 turns into f32.
@@ -49,7 +50,7 @@ impl Load for i8 {
 /// Products of each of `R` queries with each position of the tiles.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) fn scores<E: Load, const R: usize>(
-    keys: &Tiles<E>,
+    keys: Tiles<'_, E>,
     tiles: Reads<'_>,
     queries: &[[f32; R]], // (head_dim)
     scores: &mut [Scores<R>],
@@ -66,7 +67,7 @@ pub(super) fn scores<E: Load, const R: usize>(
 /// As [`scores`], of codes: their sums are whole numbers, without rounding.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn scores_of_codes<const R: usize>(
-    keys: &Tiles<CodePair>,
+    keys: Tiles<'_, CodePair>,
     tiles: Reads<'_>,
     queries: QueryCodes<'_, R>,
     scores: &mut [Scores<R>],
@@ -112,7 +113,7 @@ fn in_pairs<'a, const R: usize>(
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn multiply_codes<const R: usize, const T: usize>(
-    keys: &Tiles<CodePair>,
+    keys: Tiles<'_, CodePair>,
     (tiles, ahead): SomeTiles<'_, T>,
     (queries, query_scales): QueryCodes<'_, R>,
     scores: &mut [Scores<R>; T],
@@ -156,7 +157,7 @@ fn prefetch_rows<E, const T: usize>(tiles: [*const u8; T], index: usize) {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn multiply_tiles<E: Load, const R: usize, const T: usize>(
-    keys: &Tiles<E>,
+    keys: Tiles<'_, E>,
     (tiles, ahead): SomeTiles<'_, T>,
     queries: &[[f32; R]],
     scores: &mut [Scores<R>; T],
@@ -241,31 +242,11 @@ pub(super) fn exponentials(
     }
 }
 
-/// `2^x`, at most 2 parts in 10^7 off; 0 below -150.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn exp2(x: __m512) -> __m512 {
-    const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    // What is not a number stays so, and minus infinity gives 0.
-    let x = _mm512_max_ps(_mm512_set1_ps(-1000.0), x);
-    let n = _mm512_roundscale_ps::<NEAREST>(x);
-    let r = _mm512_sub_ps(x, n);
-    // The polynomial of Cephes' exp2f on -1 / 2 ..= 1 / 2.
-    let mut p = _mm512_set1_ps(1.535_336_2e-4);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.339_887_4e-3));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.618_437e-3));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.550_332_5e-2));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.240_226_48));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(LN_2));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0));
-    _mm512_scalef_ps(p, n)
-}
-
 /// Adds V of the first `len` positions, with the weights of each of `R` rows, to the sums.
 /// (R, padded head_dim)
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) fn sum_values<E: Load, const R: usize>(
-    values: &Tiles<E>,
+    values: Tiles<'_, E>,
     tiles: Reads<'_>,
     weights: &[Scores<R>],
     len: usize,
@@ -288,7 +269,7 @@ type Columns<E, const C: usize> = [[[E; COLUMN]; TILE_TOKENS]; C];
 
 #[inline(always)]
 fn columns_of<E: Load, const C: usize>(
-    values: &Tiles<E>,
+    values: Tiles<'_, E>,
     tile: u32,
     column: usize,
 ) -> &Columns<E, C> {
@@ -300,7 +281,7 @@ fn columns_of<E: Load, const C: usize>(
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn sum_columns<E: Load, const R: usize, const C: usize>(
-    values: &Tiles<E>,
+    values: Tiles<'_, E>,
     tiles: Reads<'_>,
     weights: &[Scores<R>],
     len: usize,
@@ -391,31 +372,4 @@ fn add_slots<E: Load, const R: usize, const C: usize>(
 fn store(results: &mut [f32; 16], sums: __m512) {
     // SAFETY: 16 f32 are there; the store may be unaligned.
     unsafe { _mm512_storeu_ps(results.as_mut_ptr(), sums) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernels::Isa;
-
-    #[test]
-    fn powers_of_two_are_close_to_the_exact_ones() {
-        if !Isa::Avx512Vnni.is_available() {
-            return;
-        }
-        let power = |x: f32| {
-            let mut powers = [0.0; 16];
-            // SAFETY: the machine has the instructions.
-            unsafe { store(&mut powers, exp2(_mm512_set1_ps(x))) };
-            powers[0]
-        };
-        for i in -1_260_000..10_000 {
-            let x = i as f32 * 1e-4;
-            let exact = f64::from(x).exp2();
-            let error = (f64::from(power(x)) - exact).abs() / exact;
-            assert!(error < 2e-7, "2^{x} is {error:e} off");
-        }
-        assert_eq!([0.0, -150.5, f32::NEG_INFINITY].map(power), [1.0, 0.0, 0.0]);
-        assert!(power(f32::NAN).is_nan());
-    }
 }

@@ -27,7 +27,7 @@ pub(super) fn pair_weights(weights: &mut [[f32; TILE_TOKENS]]) {
 /// (R, padded head_dim)
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(super) fn sum_values<const R: usize>(
-    values: &Tiles<Bf16>,
+    values: Tiles<'_, Bf16>,
     tiles: Reads<'_>,
     weights: &[Scores<R>],
     len: usize,
@@ -53,7 +53,7 @@ type Column = [[[Bf16; COLUMN]; 2]; TILE_TOKENS / 2];
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn sum_columns<const R: usize, const C: usize>(
-    values: &Tiles<Bf16>,
+    values: Tiles<'_, Bf16>,
     tiles: Reads<'_>,
     weights: &[Scores<R>],
     len: usize,
@@ -96,7 +96,7 @@ fn sum_columns<const R: usize, const C: usize>(
 }
 
 #[inline(always)]
-fn columns_of<const C: usize>(values: &Tiles<Bf16>, tile: u32, column: usize) -> &[Column; C] {
+fn columns_of<const C: usize>(values: Tiles<'_, Bf16>, tile: u32, column: usize) -> &[Column; C] {
     let pairs = values.tile(tile).as_chunks::<2>().0;
     let columns = pairs.as_chunks::<{ TILE_TOKENS / 2 }>().0;
     columns[column..].first_chunk().expect("bug: C columns")

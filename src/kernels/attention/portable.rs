@@ -9,7 +9,7 @@ use crate::kernels::math::f16_to_f32;
 
 /// Products of each query with each position of the tiles.
 pub(super) fn scores<E: Element, const R: usize>(
-    keys: &Tiles<E>,
+    keys: Tiles<'_, E>,
     tiles: &[u32],
     queries: &[[f32; R]], // (head_dim)
     scores: &mut [Scores<R>],
@@ -53,7 +53,7 @@ fn multiply_rows<E: Element, const R: usize>(
 
 /// As [`scores`], of codes: their sums are whole numbers, without rounding.
 pub(super) fn scores_of_codes<const R: usize>(
-    keys: &Tiles<CodePair>,
+    keys: Tiles<'_, CodePair>,
     tiles: &[u32],
     (queries, query_scales): QueryCodes<'_, R>,
     scores: &mut [Scores<R>],
@@ -80,7 +80,7 @@ pub(super) fn scores_of_codes<const R: usize>(
 
 /// Adds V of the first `len` positions, weighted, to the sums. (R, padded head_dim)
 pub(super) fn sum_values<E: Element, const R: usize>(
-    values: &Tiles<E>,
+    values: Tiles<'_, E>,
     tiles: &[u32],
     weights: &[Scores<R>],
     len: usize,

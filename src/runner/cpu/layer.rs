@@ -90,25 +90,20 @@ impl Layer {
     }
 
     /// Computes Q, K and V of all tokens, and writes K and V to their slots.
-    pub fn project(
-        &mut self,
-        compute: &Compute,
-        spec: &ModelSpec,
-        slots: &[u32],
-        scratch: &mut Scratch,
-    ) {
+    pub fn project(&mut self, compute: &Compute, spec: &ModelSpec, scratch: &mut Scratch) {
         let Scratch {
             x,
             normed,
             qkv,
             rotation,
+            rows,
+            writes,
             ..
         } = scratch;
-        normed.resize(slots.len(), spec.hidden_size);
+        normed.resize(rows.len(), spec.hidden_size);
         self.attention_norm
             .apply(compute, x, (normed, self.qkv.needs()));
-        let width = spec.qkv_features();
-        qkv.resize(slots.len() * width);
+        qkv.resize(rows.len() * spec.qkv_features());
         self.qkv.forward(compute, normed, (Epilogue::Store, qkv));
         let heads = HeadTransform {
             num_heads: spec.num_heads,
@@ -120,9 +115,7 @@ impl Layer {
                 .map(|(q, k)| (&**q, &**k, spec.norm.eps as f32)),
             rotation: rotation.as_ref(),
         };
-        heads.apply(compute, qkv, width);
-        let queries = spec.num_heads * spec.head_dim;
-        self.kv.write(compute, slots, qkv, (width, queries));
+        self.kv.write(compute, writes, &heads, qkv);
     }
 
     /// Adds to the residual stream of the rows at hand what the layer makes of them.
@@ -149,9 +142,8 @@ impl Layer {
             (plan, &rows.attention_batch(batch)),
             &self.kv,
             (qkv, spec.qkv_features()),
-            attended.values_mut(),
+            (attended, self.output.needs()),
         );
-        attended.quantize(compute, self.output.needs());
         self.output.forward(compute, attended, (Epilogue::Add, x));
         self.mlp(compute, spec, scratch);
     }
