@@ -309,15 +309,13 @@ impl<'a> CodePlaces<'a> {
     /// Nobody else may set these meanwhile.
     pub unsafe fn set(&self, isa: Isa, values: &[f32], rows: Range<usize>, groups: Range<usize>) {
         let len = groups.len() * CODE_GROUP;
-        let parts = values.chunks(ROWS_AT_ONCE * len);
-        for (start, values) in rows.clone().step_by(ROWS_AT_ONCE).zip(parts) {
-            let end = rows.end.min(start + ROWS_AT_ONCE);
-            quantize::quantize_rows(isa, (values, len), self.pair_bits, |group| {
-                let first = (groups.start + group) * self.num_rows;
-                // SAFETY: as the caller promises.
-                unsafe { self.groups.part(first + start..first + end) }
-            });
-        }
+        assert_eq!(values.len(), rows.len() * len, "bug: values of each row");
+        quantize::quantize_rows(isa, (values, len), self.pair_bits, |group, row| {
+            let index = (groups.start + group) * self.num_rows + rows.start + row;
+            // SAFETY: as the caller promises; each group of a row is one at a time.
+            let place = unsafe { self.groups.part(index..index + 1) };
+            &mut place[0]
+        });
     }
 }
 

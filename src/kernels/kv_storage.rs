@@ -13,8 +13,8 @@ mod element;
 mod int16;
 mod write;
 
+use super::aligned::Aligned;
 use super::elementwise::HeadTransform;
-use super::huge_pages::HugeZeros;
 use super::{Compute, Isa};
 
 pub(super) use bf16::Bf16;
@@ -65,10 +65,10 @@ pub(super) struct Both<K, V = K> {
 #[derive(Debug)]
 struct Heads<E> {
     num_heads: usize,
-    elements: HugeZeros<E>, // (tiles, heads, tile_len)
+    elements: Aligned<E>, // (tiles, heads, tile_len)
     tile_len: usize,
     /// In their bits; empty for types without.
-    scales: HugeZeros<u16>, // (tiles, heads, groups, 16)
+    scales: Aligned<u16>, // (tiles, heads, groups, 16)
     tile_scales: usize,
 }
 
@@ -225,9 +225,9 @@ impl<E: Stored> Heads<E> {
         let (tile_len, tile_scales) = (row_len * TILE_TOKENS, num_scales * TILE_TOKENS);
         Self {
             num_heads,
-            elements: HugeZeros::new(num_tiles * tile_len),
+            elements: Aligned::zeros(num_tiles * tile_len),
             tile_len,
-            scales: HugeZeros::new(num_tiles * tile_scales),
+            scales: Aligned::zeros(num_tiles * tile_scales),
             tile_scales,
         }
     }

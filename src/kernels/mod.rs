@@ -14,7 +14,6 @@ mod aligned;
 mod attention;
 mod blocks;
 mod elementwise;
-mod huge_pages;
 mod isa;
 mod kv_storage;
 mod math;

@@ -35,8 +35,8 @@ pub struct Pool {
     not_sync: PhantomData<Cell<()>>,
 }
 
-/// A counter that shares its cache line with no other.
-#[repr(align(64))]
+/// A counter that shares its cache line with no other, nor the one beside it: processors fetch them in pairs.
+#[repr(align(128))]
 #[derive(Default)]
 struct Cursor(AtomicUsize);
 

@@ -8,9 +8,8 @@ use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use memmap2::MmapRaw;
+use memmap2::{MmapMut, MmapRaw};
 
-use super::huge_pages;
 use super::packed::LANES;
 
 const CHUNK_BYTES: usize = 64 << 20;
@@ -59,8 +58,13 @@ impl WeightMemory {
 
 impl Chunk {
     fn new(len: usize) -> Self {
+        let map = MmapMut::map_anon(len)
+            .unwrap_or_else(|error| panic!("no memory for {len} bytes of weights: {error}"));
+        // A system without huge pages refuses, and does as well without.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
         Self {
-            map: Arc::new(huge_pages::map(len).into()),
+            map: Arc::new(map.into()),
             given: 0,
         }
     }

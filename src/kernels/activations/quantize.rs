@@ -1,6 +1,6 @@
 //! From rows of values to codes: bytes, and one step of two digits.
 
-use super::{CODE_GROUP, CodeGroup, HIGH, HIGH_BITS, PAIRED_STEPS, PairBits, ROWS_AT_ONCE, ZEROS};
+use super::{CODE_GROUP, CodeGroup, HIGH, HIGH_BITS, PAIRED_STEPS, PairBits, ZEROS};
 use crate::kernels::Isa;
 use crate::kernels::isa::for_each_isa;
 use crate::kernels::math::{ROUND, largest_magnitude};
@@ -11,22 +11,29 @@ const SMALLEST_MAGNITUDE: f32 = 1e-36;
 /// The largest code of two digits, of which the high one is a byte.
 const MAX_CODE: f32 = (HIGH * 127) as f32;
 
-/// Quantises up to 16 rows (rows, len); `groups_of` is where a group of theirs belongs, a place for each row.
+/// Quantises rows (rows, len); `place_of(group, row)` is where a group belongs.
 pub(super) fn quantize_rows<'a>(
     isa: Isa,
     (values, len): (&[f32], usize),
     pair_bits: PairBits,
-    groups_of: impl Fn(usize) -> &'a mut [CodeGroup],
+    place_of: impl Fn(usize, usize) -> &'a mut CodeGroup,
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a Compute holds only an instruction set that the machine has.
         Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
-            avx512::quantize_rows(values, len, pair_bits, groups_of);
+            avx512::quantize_rows(values, len, pair_bits, place_of);
         },
         _ => {
             for group in 0..len / CODE_GROUP {
-                quantize_group(isa, values, len, group, pair_bits, groups_of(group));
+                for (row, values) in values.chunks_exact(len).enumerate() {
+                    quantize_group(
+                        isa,
+                        group_of(values, group),
+                        pair_bits,
+                        place_of(group, row),
+                    );
+                }
             }
         }
     }
@@ -34,15 +41,11 @@ pub(super) fn quantize_rows<'a>(
 
 for_each_isa! {
     fn quantize_group(
-        values: &[f32],
-        len: usize,
-        group: usize,
+        values: &[f32; CODE_GROUP],
         pair_bits: PairBits,
-        groups: &mut [CodeGroup],
+        group: &mut CodeGroup,
     ) {
-        for (row, quantized) in values.chunks_exact(len).zip(groups) {
-            quantize(group_of(row, group), pair_bits, quantized);
-        }
+        quantize(values, pair_bits, group);
     }
 }
 
@@ -147,27 +150,30 @@ mod avx512 {
     use std::mem::offset_of;
 
     use super::*;
+    use crate::kernels::prefetch::prefetch_for_write;
 
-    /// Rows whose sums are made at once, a lane each.
+    /// Groups that pass through the stages together: of one row, or of several, row by row.
+    const AT_ONCE: usize = 16;
+    /// Groups whose sums are made at once, a lane each.
     const FOUR: usize = 4;
-    const _: () = assert!(ROWS_AT_ONCE.is_multiple_of(FOUR));
+    const _: () = assert!(AT_ONCE.is_multiple_of(FOUR));
 
-    /// What one stage leaves to the next, of a group of each row. One row's instructions all wait for each
-    /// other, longer than the machine can look ahead; those of one stage of many rows do not.
+    /// What one stage leaves to the next. One group's instructions all wait for each other, longer than the
+    /// machine can look ahead; those of one stage of many groups do not.
     #[derive(Default)]
     #[repr(align(64))]
     struct Stages {
         /// The largest magnitude of each step, in its bits.
-        magnitudes: [[u32; STEPS_OF_GROUP]; ROWS_AT_ONCE],
-        tall: [u32; ROWS_AT_ONCE],
-        tallest: [f32; ROWS_AT_ONCE],
-        others: [u32; ROWS_AT_ONCE],
-        inverse: [f32; ROWS_AT_ONCE],
-        scale: [f32; ROWS_AT_ONCE],
-        high: [[i8; STEP]; ROWS_AT_ONCE],
+        magnitudes: [[u32; STEPS_OF_GROUP]; AT_ONCE],
+        tall: [u32; AT_ONCE],
+        tallest: [f32; AT_ONCE],
+        others: [u32; AT_ONCE],
+        inverse: [f32; AT_ONCE],
+        scale: [f32; AT_ONCE],
+        high: [[i8; STEP]; AT_ONCE],
         /// Of each step, what is added up for the group.
-        sums: [[i32; STEPS_OF_GROUP]; ROWS_AT_ONCE],
-        starts: [[i32; STEPS_OF_GROUP]; ROWS_AT_ONCE],
+        sums: [[i32; STEPS_OF_GROUP]; AT_ONCE],
+        starts: [[i32; STEPS_OF_GROUP]; AT_ONCE],
     }
 
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -175,28 +181,49 @@ mod avx512 {
         values: &[f32],
         len: usize,
         pair_bits: PairBits,
-        groups_of: impl Fn(usize) -> &'a mut [CodeGroup],
+        place_of: impl Fn(usize, usize) -> &'a mut CodeGroup,
     ) {
         thread_local! {
             // To clear them would take as long as a group of one row.
             static STAGES: RefCell<Stages> = RefCell::default();
         }
+        let (num_groups, num_rows) = (len / CODE_GROUP, values.len() / len);
+        let values_of = |(group, row): (usize, usize)| group_of(&values[row * len..][..len], group);
         STAGES.with_borrow_mut(|stages| {
-            for group in 0..len / CODE_GROUP {
-                let rows = || values.chunks_exact(len).map(|row| group_of(row, group));
-                let groups = groups_of(group);
-                for (magnitudes, values) in stages.magnitudes.iter_mut().zip(rows()) {
-                    find_magnitudes(values, magnitudes);
+            // Row after row, then the next group.
+            let mut next = (0, 0);
+            while next.0 < num_groups {
+                let mut places = [(0, 0); AT_ONCE];
+                let mut count = 0;
+                while count < AT_ONCE && next.0 < num_groups {
+                    places[count] = next;
+                    count += 1;
+                    next = match next.1 + 1 < num_rows {
+                        true => (next.0, next.1 + 1),
+                        false => (next.0 + 1, 0),
+                    };
                 }
-                for first in (0..groups.len()).step_by(FOUR) {
+                let places = &places[..count];
+                // Who multiplied what was there has these lines too.
+                for &(group, row) in places {
+                    prefetch_for_write(place_of(group, row));
+                }
+                for (magnitudes, place) in stages.magnitudes.iter_mut().zip(places) {
+                    find_magnitudes(values_of(*place), magnitudes);
+                }
+                for first in (0..count).step_by(FOUR) {
                     find_tall_steps(first, stages);
                 }
                 find_scales(stages, pair_bits.max_digit() as f32);
-                for ((row, values), group) in rows().enumerate().zip(&mut *groups) {
-                    quantize(values, row, pair_bits, stages, group);
+                for (index, &(group, row)) in places.iter().enumerate() {
+                    let values = values_of((group, row));
+                    quantize(values, index, pair_bits, stages, place_of(group, row));
                 }
-                for (four, groups) in groups.chunks_mut(FOUR).enumerate() {
-                    set_sums(four * FOUR, stages, groups);
+                for (four, places) in places.chunks(FOUR).enumerate() {
+                    let rows = sums_of_four(four * FOUR, stages);
+                    for (&(group, row), sums) in places.iter().zip(rows) {
+                        set_sums(place_of(group, row), sums);
+                    }
                 }
             }
         });
@@ -209,17 +236,17 @@ mod avx512 {
         [0, 16].map(|at| unsafe { _mm512_loadu_ps(values.as_ptr().add(at)) })
     }
 
-    /// What four rows have in a stage. (rows, steps)
+    /// What four groups have in a stage. (groups, steps)
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn load_rows<T>(stage: &[[T; STEPS_OF_GROUP]; ROWS_AT_ONCE], first: usize) -> [__m256i; FOUR] {
+    fn load_rows<T>(stage: &[[T; STEPS_OF_GROUP]; AT_ONCE], first: usize) -> [__m256i; FOUR] {
         const { assert!(size_of::<T>() == 4) };
-        let rows: &[_; FOUR] = stage[first..].first_chunk().expect("bug: four rows");
+        let rows: &[_; FOUR] = stage[first..].first_chunk().expect("bug: four groups");
         // SAFETY: 32 bytes are there; the loads may be unaligned.
         std::array::from_fn(|i| unsafe { _mm256_loadu_si256(rows[i].as_ptr().cast()) })
     }
 
-    /// What one row leaves. (steps)
+    /// What one group leaves. (steps)
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn store_row<T>(row: &mut [T; STEPS_OF_GROUP], steps: __m256i) {
@@ -231,9 +258,9 @@ mod avx512 {
     /// Four lanes of a stage.
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn load_lanes<T>(stage: &[T; ROWS_AT_ONCE], first: usize) -> __m128i {
+    fn load_lanes<T>(stage: &[T; AT_ONCE], first: usize) -> __m128i {
         const { assert!(size_of::<T>() == 4) };
-        let lanes: &[_; FOUR] = stage[first..].first_chunk().expect("bug: four rows");
+        let lanes: &[_; FOUR] = stage[first..].first_chunk().expect("bug: four groups");
         // SAFETY: 16 bytes are there; the load may be unaligned.
         unsafe { _mm_loadu_si128(lanes.as_ptr().cast()) }
     }
@@ -241,9 +268,9 @@ mod avx512 {
     /// The same, to write.
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn store_lanes<T>(stage: &mut [T; ROWS_AT_ONCE], first: usize, values: __m128i) {
+    fn store_lanes<T>(stage: &mut [T; AT_ONCE], first: usize, values: __m128i) {
         const { assert!(size_of::<T>() == 4) };
-        let lanes: &mut [_; FOUR] = stage[first..].first_chunk_mut().expect("bug: four rows");
+        let lanes: &mut [_; FOUR] = stage[first..].first_chunk_mut().expect("bug: four groups");
         // SAFETY: 16 bytes are there; the store may be unaligned, and any bits are numbers.
         unsafe { _mm_storeu_si128(lanes.as_mut_ptr().cast(), values) };
     }
@@ -286,7 +313,7 @@ mod avx512 {
         store_row(magnitudes, _mm512_castsi512_si256(steps));
     }
 
-    /// The first step with the largest magnitude, and the largest one of the others, of four rows.
+    /// The first step with the largest magnitude, and the largest one of the others, of four groups.
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn find_tall_steps(first: usize, stages: &mut Stages) {
@@ -330,7 +357,7 @@ mod avx512 {
         }
     }
 
-    /// The digits of one row, and what its sums are made of.
+    /// The digits of a group, and what its sums are made of.
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn quantize(
@@ -382,10 +409,10 @@ mod avx512 {
         _mm256_mask_dpbusd_epi32(middles, EVEN, moved_up, minus_other)
     }
 
-    /// What up to four rows from `first` on have beside low digits.
+    /// What four groups from `first` on have beside low digits.
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn set_sums(first: usize, stages: &Stages, groups: &mut [CodeGroup]) {
+    fn sums_of_four(first: usize, stages: &Stages) -> [__m256i; FOUR] {
         // Of the first and of the second half of each row.
         let add_up = |[a, b, c, d]: [__m256i; FOUR]| {
             let (ab, cd) = (_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
@@ -412,16 +439,19 @@ mod avx512 {
             (scale, starts[1]),
             (_mm_castps_si128(scaled_sum), starts[2]),
         ];
-        let rows = turn(columns.map(|(first, second)| _mm256_set_m128i(second, first)));
+        turn(columns.map(|(first, second)| _mm256_set_m128i(second, first)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn set_sums(group: &mut CodeGroup, sums: __m256i) {
         const { assert!(offset_of!(CodeGroup, high) + 32 == size_of::<CodeGroup>()) };
-        for (group, row) in groups.iter_mut().zip(rows) {
-            let group = std::ptr::from_mut(group).cast::<u8>();
-            // SAFETY: these are the last 32 bytes of the group, all after `low`, in the order of its fields;
-            // any bits are numbers.
-            unsafe {
-                let place = group.add(offset_of!(CodeGroup, high));
-                _mm256_storeu_si256(place.cast(), row);
-            }
+        let group = std::ptr::from_mut(group).cast::<u8>();
+        // SAFETY: these are the last 32 bytes of the group, all after `low`, in the order of its fields; any
+        // bits are numbers.
+        unsafe {
+            let place = group.add(offset_of!(CodeGroup, high));
+            _mm256_storeu_si256(place.cast(), sums);
         }
     }
 }
