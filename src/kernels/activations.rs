@@ -19,8 +19,7 @@ use super::{Compute, Isa};
 
 /// Fewer elements are quicker done than shared out.
 const MIN_ELEMENTS: usize = 4096;
-/// Rows that a thread fills before it quantises them: their codes of a group are one stream of memory, and
-/// their instructions do not wait for one another.
+/// Rows that a thread fills before it quantises them: their codes of a group are one stream of memory.
 const ROWS_AT_ONCE: usize = 16;
 /// Pairs of bf16 that a thread takes at once, of a block of rows.
 const ROUNDED_PAIRS: usize = 64;
@@ -128,6 +127,13 @@ pub struct Needs {
     pub codes: Option<PairBits>,
     /// Where the instruction set multiplies bf16; others multiply the values.
     pub bf16: bool,
+}
+
+impl Needs {
+    /// What codes are for, where nothing else is needed: who has results at hand then makes codes of them.
+    pub(super) fn codes_alone(self) -> Option<PairBits> {
+        self.codes.filter(|_| !self.values && !self.bf16)
+    }
 }
 
 /// A buffer of rows, kept from step to step.

@@ -174,12 +174,8 @@ pub fn attend(
     let of_kv_head = shape.heads_per_kv_head() * shape.head_dim;
     let are_whole_groups =
         of_kv_head.is_multiple_of(CODE_GROUP) && kv.shape().padded_dim() == shape.head_dim;
-    let results = match needs {
-        Needs {
-            codes: Some(pair_bits),
-            values: false,
-            bf16: false,
-        } if are_whole_groups => Results::Codes(out.places_of_codes(pair_bits)),
+    let results = match needs.codes_alone() {
+        Some(pair_bits) if are_whole_groups => Results::Codes(out.places_of_codes(pair_bits)),
         _ => Results::Values(SharedMut::new(out.values_mut())),
     };
     with_kv!(kv.kv(), both => {

@@ -130,12 +130,8 @@ pub fn matmul_gated(
         let len = PANEL_ROWS.min(width - column);
         Columns { width, column, len }
     };
-    match needs {
-        Needs {
-            codes: Some(pair_bits),
-            values: false,
-            bf16: false,
-        } => {
+    match needs.codes_alone() {
+        Some(pair_bits) => {
             let codes = y.places_of_codes(pair_bits);
             let num_groups = width / CODE_GROUP;
             pool.for_each(num_groups, pool.chunk_of(num_groups), |groups| {
@@ -164,7 +160,7 @@ pub fn matmul_gated(
                 }
             });
         }
-        _ => {
+        None => {
             let values = SharedMut::new(y.values_mut());
             let num_panels = gate.num_panels();
             pool.for_each(num_panels, pool.chunk_of(num_panels), |panels| {

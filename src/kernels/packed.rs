@@ -19,7 +19,7 @@
 use half::{bf16, f16};
 
 use super::blocks::{Group, NIBBLES};
-use super::prefetch::prefetch;
+use super::prefetch::{CACHE_LINE, prefetch};
 use super::shared::SharedMut;
 use super::weight_memory::WeightBytes;
 use super::{CODE_GROUP, Compute, SourceFormat};
@@ -279,7 +279,6 @@ impl Panel<'_> {
     /// short streams, too short for the hardware to foresee.
     #[inline(always)]
     pub(super) fn prefetch_next(&self, group: usize) {
-        const CACHE_LINE: usize = 64;
         let len = self.next.len().div_ceil(self.num_groups());
         let start = self.next.len().min(group * len);
         let end = self.next.len().min(start + len);

@@ -1,5 +1,7 @@
 //! Asks for memory that is read or written soon, where the hardware does not foresee it.
 
+pub(super) const CACHE_LINE: usize = 64;
+
 /// Asks for the cache line at an address, which need not be valid: a prefetch has no other effect
 /// than on speed. It comes into the second cache: what is asked for early enough would drive what is
 /// in use out of the first.

@@ -9,7 +9,7 @@ use std::f32::consts::LOG2_E;
 use super::queries::QueryCodes;
 use super::{Reads, Scores, UNIT_ROWS};
 use crate::kernels::kv_storage::{COLUMN, CodePair, Element, SCALE_GROUP, TILE_TOKENS, Tiles};
-use crate::kernels::math::avx512::exp2;
+use crate::kernels::math::avx512::{exp2, store};
 use crate::kernels::prefetch::prefetch;
 
 /// Elements that AVX-512 turns into f32.
@@ -365,11 +365,4 @@ fn add_slots<E: Load, const R: usize, const C: usize>(
             }
         }
     }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn store(results: &mut [f32; 16], sums: __m512) {
-    // SAFETY: 16 f32 are there; the store may be unaligned.
-    unsafe { _mm512_storeu_ps(results.as_mut_ptr(), sums) }
 }

@@ -3,10 +3,8 @@
 use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
 
-use crate::kernels::math::avx512::divide_by_one_plus_exp2;
+use crate::kernels::math::avx512::{LANES, divide_by_one_plus_exp2, load, store};
 use crate::kernels::math::{GELU_CUBE, SQRT_2_OVER_PI};
-
-const LANES: usize = 16;
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
@@ -21,20 +19,6 @@ fn gelu_tanh(x: __m512) -> __m512 {
     let cube = _mm512_set1_ps(FACTOR * GELU_CUBE);
     let factor = _mm512_fmadd_ps(_mm512_mul_ps(x, x), cube, _mm512_set1_ps(FACTOR));
     divide_by_one_plus_exp2(x, _mm512_mul_ps(x, factor))
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn load(values: &[f32; LANES]) -> __m512 {
-    // SAFETY: 16 f32 are there; the load may be unaligned.
-    unsafe { _mm512_loadu_ps(values.as_ptr()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn store(values: &mut [f32; LANES], results: __m512) {
-    // SAFETY: 16 f32 are there; the store may be unaligned.
-    unsafe { _mm512_storeu_ps(values.as_mut_ptr(), results) }
 }
 
 /// Defines an activation of a slice, and of the gates of as many other values.

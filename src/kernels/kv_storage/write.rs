@@ -6,6 +6,7 @@ use super::element::{Key, Stored, Value};
 use super::{COLUMN, Heads, TILE_TOKENS};
 use crate::kernels::Compute;
 use crate::kernels::elementwise::HeadTransform;
+use crate::kernels::prefetch::CACHE_LINE;
 use crate::kernels::shared::SharedMut;
 
 /// Tokens of a part, but for those that complete a tile. Fewer are quicker written than shared out.
@@ -13,7 +14,6 @@ const PART_TOKENS: usize = 8;
 /// Tokens whose places are asked for before they are written: in decode each lies in lines of its own, which
 /// the last step's other layers have driven out of the caches.
 const AHEAD_TOKENS: usize = 2;
-const CACHE_LINE: usize = 64;
 
 /// Where the tokens of a step are written, cut into parts; the same in every layer.
 #[derive(Debug, Default)]
@@ -145,13 +145,17 @@ impl<'a, E: Stored> Shared<'a, E> {
         }
     }
 
+    fn index(&self, tile: usize, head: usize) -> usize {
+        tile * self.num_heads + head
+    }
+
     /// A tile's elements and scales.
     ///
     /// # Safety
     /// While they are in use, nobody else may take the same.
     #[allow(clippy::mut_from_ref)] // As of SharedMut.
     unsafe fn tile_mut(&self, tile: usize, head: usize) -> (&mut [E], &mut [u16]) {
-        let index = tile * self.num_heads + head;
+        let index = self.index(tile, head);
         let part = |len: usize| index * len..(index + 1) * len;
         // SAFETY: as the caller promises.
         unsafe {
@@ -164,7 +168,7 @@ impl<'a, E: Stored> Shared<'a, E> {
 
     /// Asks for a tile, which a lane of it is written all over.
     fn prefetch_tile(&self, tile: usize, head: usize) {
-        let index = tile * self.num_heads + head;
+        let index = self.index(tile, head);
         for line in 0..(self.tile_len * size_of::<E>()).div_ceil(CACHE_LINE) {
             self.elements
                 .prefetch(index * self.tile_len + line * (CACHE_LINE / size_of::<E>()));
@@ -174,7 +178,7 @@ impl<'a, E: Stored> Shared<'a, E> {
 
     /// Asks for what one slot has in the columns of a tile.
     fn prefetch_slot(&self, slot: u32, head: usize) {
-        let first = (tile_of(slot) * self.num_heads + head) * self.tile_len;
+        let first = self.index(tile_of(slot), head) * self.tile_len;
         let place = slot as usize % TILE_TOKENS * COLUMN;
         for column in (0..self.tile_len).step_by(COLUMN * TILE_TOKENS) {
             self.elements.prefetch(first + column + place);

@@ -3,6 +3,22 @@
 use std::arch::x86_64::*;
 use std::f32::consts::LN_2;
 
+pub const LANES: usize = 16;
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn load(values: &[f32; LANES]) -> __m512 {
+    // SAFETY: 16 f32 are there; the load may be unaligned.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn store(values: &mut [f32; LANES], results: __m512) {
+    // SAFETY: 16 f32 are there; the store may be unaligned.
+    unsafe { _mm512_storeu_ps(values.as_mut_ptr(), results) }
+}
+
 /// `2^x`, at most 2 parts in 10^7 off; 0 below -150.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
@@ -43,9 +59,9 @@ mod tests {
     use crate::kernels::Isa;
 
     fn first_of(values: __m512) -> f32 {
-        let mut all = [0.0; 16];
-        // SAFETY: 16 f32 are there; the store may be unaligned.
-        unsafe { _mm512_storeu_ps(all.as_mut_ptr(), values) };
+        let mut all = [0.0; LANES];
+        // SAFETY: who has such values made them with these instructions.
+        unsafe { store(&mut all, values) };
         all[0]
     }
 
