@@ -6,12 +6,13 @@
 //! the low one, and is left out when the scale is chosen. The kernels multiply eight steps of low digits
 //! and one of high ones.
 
+mod places;
 mod quantize;
 #[cfg(target_arch = "x86_64")]
 mod rounding;
 
-use std::ops::Range;
-
+use self::places::Bf16Places;
+pub(super) use self::places::{CodePlaces, Places};
 use super::aligned::Aligned;
 use super::packed::{STEP, STEPS_OF_GROUP};
 use super::shared::SharedMut;
@@ -21,7 +22,9 @@ use super::{Compute, Isa};
 const MIN_ELEMENTS: usize = 4096;
 /// Rows that a thread fills before it quantises them: their codes of a group are one stream of memory.
 const ROWS_AT_ONCE: usize = 16;
-/// Pairs of bf16 that a thread takes at once, of a block of rows.
+/// Blocks of rows from which on each thread rounds those that it has filled.
+const BLOCKS_OF_A_THREAD: usize = 2;
+/// Pairs of bf16 that a thread takes at once, of a block of rows, where blocks are fewer.
 const ROUNDED_PAIRS: usize = 64;
 /// Rows whose bf16 lie together.
 pub(super) const BF16_ROWS: usize = 16;
@@ -129,12 +132,7 @@ pub struct Needs {
     pub bf16: bool,
 }
 
-impl Needs {
-    /// What codes are for, where nothing else is needed: who has results at hand then makes codes of them.
-    pub(super) fn codes_alone(self) -> Option<PairBits> {
-        self.codes.filter(|_| !self.values && !self.bf16)
-    }
-}
+impl Needs {}
 
 /// A buffer of rows, kept from step to step.
 ///
@@ -197,10 +195,33 @@ impl Activations {
         self.pair_bits.expect("bug: multiplied without codes")
     }
 
-    /// Makes room for codes. What they are is unspecified until all are set.
-    pub(super) fn places_of_codes(&mut self, pair_bits: PairBits) -> CodePlaces<'_> {
+    /// Places of codes, if they alone are needed: who has values at hand then makes codes of them, and need
+    /// not store them. What is there is unspecified until all are set.
+    ///
+    /// # Panics
+    /// If rows are not whole groups.
+    pub(super) fn places_of_codes(&mut self, needs: Needs) -> Option<CodePlaces<'_>> {
+        let pair_bits = needs.codes.filter(|_| !needs.values && !needs.bf16)?;
         self.pair_bits = Some(pair_bits);
-        CodePlaces::new(&mut self.groups, (self.num_rows, self.row_len), pair_bits)
+        let size = (self.num_rows, self.row_len);
+        Some(CodePlaces::new(&mut self.groups, size, pair_bits))
+    }
+
+    /// As [`Activations::places_of_codes`], of codes or bf16, where rows are whole groups.
+    pub(super) fn places(&mut self, isa: Isa, needs: Needs) -> Option<Places<'_>> {
+        let are_whole_groups = self.row_len.is_multiple_of(CODE_GROUP);
+        let size = (self.num_rows, self.row_len);
+        match needs {
+            _ if !are_whole_groups => None,
+            Needs {
+                values: false,
+                codes: None,
+                bf16: true,
+            } if isa == Isa::Avx512Bf16 => {
+                Some(Places::Bf16(Bf16Places::new(&mut self.bf16_pairs, size)))
+            }
+            _ => self.places_of_codes(needs).map(Places::Codes),
+        }
     }
 
     /// Computes from the values what `needs` says.
@@ -221,15 +242,29 @@ impl Activations {
         fill_row: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let (len, num_rows) = (self.row_len, self.num_rows);
-        let isa = compute.isa();
+        let (isa, pool) = (compute.isa(), compute.pool());
         self.pair_bits = needs.codes;
         let codes = needs
             .codes
             .map(|pair_bits| CodePlaces::new(&mut self.groups, (num_rows, len), pair_bits));
+        let bf16 = (needs.bf16 && isa == Isa::Avx512Bf16)
+            .then(|| Bf16Places::new(&mut self.bf16_pairs, (num_rows, len)));
+        let has_blocks = num_rows >= BLOCKS_OF_A_THREAD * pool.num_threads() * BF16_ROWS;
+        let (by_block, by_column) = match has_blocks {
+            true => (bf16, None),
+            false => (None, bf16),
+        };
         let values = SharedMut::new(&mut self.values);
-        let chunk = compute.pool().chunk_of(num_rows);
-        let chunk = chunk.max(MIN_ELEMENTS.div_ceil(len));
-        compute.pool().for_each(num_rows, chunk, |rows| {
+        // A thread has rows to itself: whole blocks, where it rounds them at once.
+        let unit = match by_block {
+            Some(_) => BF16_ROWS,
+            None => 1,
+        };
+        let num_items = num_rows.div_ceil(unit);
+        let least = MIN_ELEMENTS.div_ceil(len * unit);
+        let chunk = pool.chunk_of(num_items).max(least);
+        pool.for_each(num_items, chunk, |items| {
+            let rows = items.start * unit..num_rows.min(items.end * unit);
             for start in rows.clone().step_by(ROWS_AT_ONCE) {
                 let rows = start..rows.end.min(start + ROWS_AT_ONCE);
                 // SAFETY: each row is visited once, and rows do not overlap.
@@ -237,92 +272,41 @@ impl Activations {
                 for (row, values) in rows.clone().zip(values.chunks_exact_mut(len)) {
                     fill_row(row, values);
                 }
-                if let Some(codes) = &codes {
+                if let Some(places) = &codes {
                     // SAFETY: as above.
-                    unsafe { codes.set(isa, values, rows, 0..len / CODE_GROUP) };
+                    unsafe { places.set(isa, values, rows, 0..len / CODE_GROUP) };
+                }
+                if let Some(places) = &by_block {
+                    // SAFETY: as above.
+                    unsafe { places.set_block(start, values, 0..len.div_ceil(2)) };
                 }
             }
         });
-        #[cfg(target_arch = "x86_64")]
-        if needs.bf16 && isa == Isa::Avx512Bf16 {
-            self.round(compute);
+        if let Some(places) = by_column {
+            round(compute, &self.values, &places);
         }
-    }
-
-    /// Rounds the values to bf16, some columns of a block of rows after the other: their rows alternate
-    /// in the cache's lines, which threads that took whole rows would pull from each other.
-    #[cfg(target_arch = "x86_64")]
-    fn round(&mut self, compute: &Compute) {
-        let values = &self.values;
-        let (len, num_rows) = (self.row_len, self.num_rows);
-        let num_pairs = len.div_ceil(2);
-        self.bf16_pairs.resize(num_rows * num_pairs);
-        let bf16_pairs = SharedMut::new(&mut self.bf16_pairs);
-        let chunks = num_pairs.div_ceil(ROUNDED_PAIRS);
-        let num_items = num_rows.div_ceil(BF16_ROWS) * chunks;
-        let elements = 2 * ROUNDED_PAIRS * BF16_ROWS.min(num_rows);
-        let chunk = MIN_ELEMENTS.div_ceil(elements.max(1));
-        compute.pool().for_each(num_items, chunk, |items| {
-            for item in items {
-                let first = item / chunks * BF16_ROWS;
-                let block_rows = BF16_ROWS.min(num_rows - first);
-                let start = item % chunks * ROUNDED_PAIRS;
-                let end = num_pairs.min(start + ROUNDED_PAIRS);
-                let block = first * num_pairs;
-                // SAFETY: each item has pairs of its own, and is visited once.
-                let pairs = unsafe {
-                    bf16_pairs.part(block + start * block_rows..block + end * block_rows)
-                };
-                let rows = &values[first * len..(first + block_rows) * len];
-                // SAFETY: a Compute holds only an instruction set that the machine has.
-                unsafe { rounding::round_columns(rows, len, 2 * start..len.min(2 * end), pairs) };
-            }
-        });
     }
 }
 
-/// Where threads put the codes of rows that they have values of.
-pub(super) struct CodePlaces<'a> {
-    groups: SharedMut<'a, CodeGroup>, // (row_len / 32, num_rows)
-    num_rows: usize,
-    pair_bits: PairBits,
-}
-
-impl<'a> CodePlaces<'a> {
-    /// # Panics
-    /// If rows are not whole groups.
-    fn new(
-        groups: &'a mut Vec<CodeGroup>,
-        (num_rows, len): (usize, usize),
-        pair_bits: PairBits,
-    ) -> Self {
-        assert!(
-            len.is_multiple_of(CODE_GROUP),
-            "bug: rows of {len} have no whole groups"
-        );
-        let needed = groups.len().max(len / CODE_GROUP * num_rows);
-        groups.resize(needed, CodeGroup::default());
-        Self {
-            groups: SharedMut::new(groups),
-            num_rows,
-            pair_bits,
+/// Rounds some columns of a block of rows after the other: their rows alternate in the cache's lines, which
+/// threads that took whole rows would pull from each other.
+fn round(compute: &Compute, values: &[f32], places: &Bf16Places<'_>) {
+    let (num_rows, len) = places.size();
+    let num_pairs = len.div_ceil(2);
+    let chunks = num_pairs.div_ceil(ROUNDED_PAIRS);
+    let num_items = num_rows.div_ceil(BF16_ROWS) * chunks;
+    let elements = 2 * ROUNDED_PAIRS * BF16_ROWS.min(num_rows);
+    let chunk = MIN_ELEMENTS.div_ceil(elements.max(1));
+    compute.pool().for_each(num_items, chunk, |items| {
+        for item in items {
+            let first = item / chunks * BF16_ROWS;
+            let rows = first..num_rows.min(first + BF16_ROWS);
+            let start = item % chunks * ROUNDED_PAIRS;
+            let pairs = start..num_pairs.min(start + ROUNDED_PAIRS);
+            // SAFETY: each item has pairs of its own, and is visited once.
+            unsafe { places.set_block(first, &values[rows.start * len..rows.end * len], pairs) };
         }
-    }
-
-    /// Quantises some groups of some rows. (rows, groups * 32)
-    ///
-    /// # Safety
-    /// Nobody else may set these meanwhile.
-    pub unsafe fn set(&self, isa: Isa, values: &[f32], rows: Range<usize>, groups: Range<usize>) {
-        let len = groups.len() * CODE_GROUP;
-        assert_eq!(values.len(), rows.len() * len, "bug: values of each row");
-        quantize::quantize_rows(isa, (values, len), self.pair_bits, |group, row| {
-            let index = (groups.start + group) * self.num_rows + rows.start + row;
-            // SAFETY: as the caller promises; each group of a row is one at a time.
-            let place = unsafe { self.groups.part(index..index + 1) };
-            &mut place[0]
-        });
-    }
+    });
 }
 
 #[cfg(test)]
@@ -425,7 +409,15 @@ mod tests {
             return Ok(());
         }
         let compute = Compute::new(Isa::Avx512Bf16, Pool::new(3)?);
-        for (num_rows, len) in [(1, 1), (1, 4099), (5, 130), (16, 128), (35, 257), (64, 900)] {
+        for (num_rows, len) in [
+            (1, 1),
+            (1, 4099),
+            (5, 130),
+            (16, 128),
+            (35, 257),
+            (100, 257),
+            (64, 900),
+        ] {
             let mut x = Activations::default();
             x.resize(num_rows, len);
             for (i, value) in x.values_mut().iter_mut().enumerate() {

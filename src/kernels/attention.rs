@@ -174,9 +174,13 @@ pub fn attend(
     let of_kv_head = shape.heads_per_kv_head() * shape.head_dim;
     let are_whole_groups =
         of_kv_head.is_multiple_of(CODE_GROUP) && kv.shape().padded_dim() == shape.head_dim;
-    let results = match needs.codes_alone() {
-        Some(pair_bits) if are_whole_groups => Results::Codes(out.places_of_codes(pair_bits)),
-        _ => Results::Values(SharedMut::new(out.values_mut())),
+    let codes = match are_whole_groups {
+        true => out.places_of_codes(needs),
+        false => None,
+    };
+    let results = match codes {
+        Some(places) => Results::Codes(places),
+        None => Results::Values(SharedMut::new(out.values_mut())),
     };
     with_kv!(kv.kv(), both => {
         attend_heads(compute, shape, (plan, batch), (both, kv.shape()), (q, q_width), &results);

@@ -247,16 +247,6 @@ impl HeadTransform<'_> {
     }
 }
 
-/// Activates the rows of `values` and quantises them where needed.
-pub fn activate(
-    compute: &Compute,
-    activation: Activation,
-    (values, needs): (&mut Activations, Needs),
-) {
-    let isa = compute.isa();
-    values.fill(compute, needs, |_, row| activation.apply(isa, row));
-}
-
 /// `rows[i] = table[ids[i]] + positions_table[positions[i]]` (ids, table.inputs)
 pub fn embed(
     compute: &Compute,

@@ -15,7 +15,7 @@ mod portable;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::activations::{Activations, CODE_GROUP, Needs, PairBits};
+use super::activations::{Activations, BF16_ROWS, CODE_GROUP, Needs, PairBits};
 use super::aligned::Aligned;
 use super::elementwise::Activation;
 use super::isa::for_each_isa;
@@ -25,6 +25,7 @@ use super::{Compute, Isa};
 
 /// Rows that are multiplied with a panel at once: their sums stay in the first cache.
 const RUN_ROWS: usize = 64;
+const _: () = assert!(RUN_ROWS.is_multiple_of(BF16_ROWS));
 
 /// Results of some rows for one panel. (rows, 16)
 type Sums = [[f32; PANEL_ROWS]];
@@ -83,22 +84,23 @@ pub fn matmul(
     });
 }
 
-/// `activation(x G^T + b) * (x U^T + c)`, to the rows of `y` in the forms of `needs`; `biases` is b, then c.
-/// If codes alone are needed, they are made while the results are at hand, which the values of `y` then are
-/// not.
+/// `activation(x W^T + b)`, or `activation(x G^T + b) * (x U^T + c)` where there are two matrices, to the rows
+/// of `y` in the forms of `needs`; `biases` is b, then c. If one form alone is needed, it is made while the
+/// results are at hand, which the values of `y` then are not.
 ///
 /// # Panics
 /// As [`matmul`], and if the matrices differ in size.
-pub fn matmul_gated(
+pub fn matmul_activated(
     compute: &Compute,
-    (gate, up): (&PackedMatrix, &PackedMatrix),
+    (gate, up): (&PackedMatrix, Option<&PackedMatrix>),
     biases: Option<&[f32]>,
     activation: Activation,
     x: &Activations,
     (y, needs): (&mut Activations, Needs),
 ) {
     let width = gate.outputs();
-    for matrix in [gate, up] {
+    let num_matrices = 1 + usize::from(up.is_some());
+    for matrix in [Some(gate), up].into_iter().flatten() {
         assert_eq!(
             (matrix.inputs(), matrix.outputs()),
             (x.row_len(), width),
@@ -111,28 +113,34 @@ pub fn matmul_gated(
         "bug: room for the results"
     );
     assert!(
-        biases.is_none_or(|biases| biases.len() == 2 * width),
-        "bug: two biases an output"
+        biases.is_none_or(|biases| biases.len() == num_matrices * width),
+        "bug: a bias for each output"
     );
     let (isa, pool) = (compute.isa(), compute.pool());
     // The results of a panel, to the sums of the gate.
     let multiply_panel = |columns: Columns, first_row: usize, gates: &mut Sums, ups: &mut Sums| {
         let Columns { column, len, .. } = columns;
-        multiply(isa, &gate.panel(column / PANEL_ROWS), x, first_row, gates);
-        multiply(isa, &up.panel(column / PANEL_ROWS), x, first_row, ups);
-        if let Some(biases) = biases {
-            add_to_rows(isa, gates, &biases[column..column + len]);
-            add_to_rows(isa, ups, &biases[width + column..width + column + len]);
+        let multiply_one = |matrix: &PackedMatrix, first_bias: usize, sums: &mut Sums| {
+            multiply(isa, &matrix.panel(column / PANEL_ROWS), x, first_row, sums);
+            if let Some(biases) = biases {
+                add_to_rows(isa, sums, &biases[first_bias + column..][..len]);
+            }
+        };
+        multiply_one(gate, 0, gates);
+        match up {
+            Some(up) => {
+                multiply_one(up, width, ups);
+                activation.apply_gate(isa, gates.as_flattened_mut(), ups.as_flattened());
+            }
+            None => activation.apply(isa, gates.as_flattened_mut()),
         }
-        activation.apply_gate(isa, gates.as_flattened_mut(), ups.as_flattened());
     };
     let columns_of = |column: usize| {
         let len = PANEL_ROWS.min(width - column);
         Columns { width, column, len }
     };
-    match needs.codes_alone() {
-        Some(pair_bits) => {
-            let codes = y.places_of_codes(pair_bits);
+    match y.places(isa, needs) {
+        Some(places) => {
             let num_groups = width / CODE_GROUP;
             pool.for_each(num_groups, pool.chunk_of(num_groups), |groups| {
                 for group in groups {
@@ -154,8 +162,8 @@ pub fn matmul_gated(
                             *values = [*first, *second];
                         }
                         let values = ups.as_flattened();
-                        // SAFETY: each group is visited once.
-                        unsafe { codes.set(isa, values, rows, group..group + 1) };
+                        // SAFETY: each group is visited once; runs of rows are whole blocks.
+                        unsafe { places.set(isa, values, rows, group..group + 1) };
                     });
                 }
             });

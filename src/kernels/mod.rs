@@ -28,10 +28,10 @@ pub use activations::{Activations, CODE_GROUP, CodeGroup, Needs, PairBits};
 pub use aligned::Aligned;
 pub use attention::{AttentionBatch, AttentionPlan, AttentionShape, attend};
 pub use blocks::SourceFormat;
-pub use elementwise::{Activation, HeadTransform, NormKind, Rotation, activate, embed, normalize};
+pub use elementwise::{Activation, HeadTransform, NormKind, Rotation, embed, normalize};
 pub use isa::Isa;
 pub use kv_storage::{KvShape, KvStorage, KvType, KvWrites, TILE_TOKENS};
-pub use matmul::{Epilogue, matmul, matmul_gated, needs};
+pub use matmul::{Epilogue, matmul, matmul_activated, needs};
 pub use packed::{PackedMatrix, PanelFormat, SourceMatrix};
 pub use pool::Pool;
 

@@ -5,7 +5,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use candlepower::kernels::{
     Activation, Activations, Compute, Epilogue, Isa, Needs, PackedMatrix, PairBits, PanelFormat,
-    SourceFormat, SourceMatrix, activate, matmul, matmul_gated, needs,
+    SourceFormat, SourceMatrix, matmul, matmul_activated, needs,
 };
 
 const QUANTIZED: [(GgmlDType, SourceFormat); 8] = [
@@ -38,7 +38,13 @@ fn stored(dtype: GgmlDType, outputs: usize, inputs: usize) -> (Vec<u8>, Vec<f32>
     )
 }
 
-fn pack(compute: &Compute, format: SourceFormat, bytes: &[u8], n: usize, k: usize) -> PackedMatrix {
+pub fn pack(
+    compute: &Compute,
+    format: SourceFormat,
+    bytes: &[u8],
+    n: usize,
+    k: usize,
+) -> PackedMatrix {
     let source = SourceMatrix {
         format,
         bytes,
@@ -48,7 +54,7 @@ fn pack(compute: &Compute, format: SourceFormat, bytes: &[u8], n: usize, k: usiz
     PackedMatrix::pack(compute, &source, PanelFormat::of(format), n, |row| row)
 }
 
-fn activations(compute: &Compute, needs: Needs, rows: usize, values: &[f32]) -> Activations {
+pub fn activations(compute: &Compute, needs: Needs, rows: usize, values: &[f32]) -> Activations {
     let mut x = Activations::default();
     x.resize(rows, values.len() / rows);
     x.values_mut().copy_from_slice(values);
@@ -421,8 +427,8 @@ fn gates_are_activated_and_multiplied() {
         for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
             let mut y = Activations::default();
             y.resize(rows, outputs);
-            let (matrices, values) = ((&gate, &up), Needs::default());
-            matmul_gated(
+            let (matrices, values) = ((&gate, Some(&up)), Needs::default());
+            matmul_activated(
                 &compute,
                 matrices,
                 Some(&biases),
@@ -430,14 +436,19 @@ fn gates_are_activated_and_multiplied() {
                 &x,
                 (&mut y, values),
             );
-            let gates = product(&compute, &gate, &x);
+            let mut gates = Activations::default();
+            gates.resize(rows, outputs);
+            matmul_activated(
+                &compute,
+                (&gate, None),
+                Some(&biases[..outputs]),
+                activation,
+                &x,
+                (&mut gates, values),
+            );
             let ups = product(&compute, &up, &x);
-            for (i, y) in y.values().iter().enumerate() {
-                let mut gate = Activations::default();
-                gate.resize(1, 1);
-                gate.values_mut()[0] = gates[i] + biases[i % outputs];
-                activate(&compute, activation, (&mut gate, Needs::default()));
-                let expected = gate.values()[0] * (ups[i] + biases[outputs + i % outputs]);
+            for (i, (y, gate)) in y.values().iter().zip(gates.values()).enumerate() {
+                let expected = gate * (ups[i] + biases[outputs + i % outputs]);
                 assert_eq!(*y, expected, "{isa} {activation:?} {i}");
             }
         }
@@ -446,7 +457,7 @@ fn gates_are_activated_and_multiplied() {
 
 /// As if the values had been stored, and quantised then.
 #[test]
-fn gated_products_are_quantised_where_they_are_made() {
+fn activated_products_are_quantised_where_they_are_made() {
     for isa in isas() {
         let compute = compute(isa, 2);
         let (inputs, outputs, rows) = (64, 96, 70);
@@ -456,28 +467,24 @@ fn gated_products_are_quantised_where_they_are_made() {
         });
         let x = noise(rows * inputs, 37);
         let x = activations(&compute, needs([&gate, &up]), rows, &x);
-        for pair_bits in [PairBits::Four, PairBits::Five] {
-            let codes = Needs {
-                codes: Some(pair_bits),
-                ..Needs::default()
-            };
-            let both = Needs {
+        // What multiplies the results shows them: codes of both ranges, and bf16.
+        for (dtype, format) in [QUANTIZED[1], QUANTIZED[2], DENSE[2]] {
+            let (bytes, _) = stored(dtype, 40, outputs);
+            let down = pack(&compute, format, &bytes, 40, outputs);
+            let alone = needs([&down]);
+            let with_values = Needs {
                 values: true,
-                ..codes
+                ..alone
             };
-            let [fused, stored] = [codes, both].map(|needs| {
-                let mut y = Activations::default();
-                y.resize(rows, outputs);
-                let (matrices, y_needs) = ((&gate, &up), (&mut y, needs));
-                matmul_gated(&compute, matrices, None, Activation::Silu, &x, y_needs);
-                y
-            });
-            for group in 0..outputs / 32 {
-                assert_eq!(
-                    fused.group(group),
-                    stored.group(group),
-                    "{isa} {pair_bits:?} {group}"
-                );
+            for up in [None, Some(&up)] {
+                let [fused, stored] = [alone, with_values].map(|needs| {
+                    let mut y = Activations::default();
+                    y.resize(rows, outputs);
+                    let y_needs = (&mut y, needs);
+                    matmul_activated(&compute, (&gate, up), None, Activation::Silu, &x, y_needs);
+                    product(&compute, &down, &y)
+                });
+                assert_eq!(fused, stored, "{isa} {format:?} {}", up.is_some());
             }
         }
     }

@@ -3,9 +3,10 @@
 use candle_core::{Device, Tensor};
 use candlepower::kernels::{
     Activation, Activations, HeadTransform, Isa, KvShape, KvStorage, KvType, KvWrites, NormKind,
-    Rotation, TILE_TOKENS, activate, normalize,
+    Rotation, SourceFormat, TILE_TOKENS, matmul_activated, normalize,
 };
 
+use crate::products::{activations, pack};
 use crate::{VALUES, assert_close, compute, isas, noise};
 
 /// Numbers with the magnitude that bounds their rounding.
@@ -74,6 +75,7 @@ fn instruction_sets_give_norms_the_same_bits() {
     }
 }
 
+/// Each value is multiplied with a weight of 1 first.
 #[test]
 fn activations_are_those_of_candle() {
     let x: Vec<f32> = (-2_000..2_000).map(|i| i as f32 * 0.01).collect();
@@ -90,13 +92,16 @@ fn activations_are_those_of_candle() {
             .collect();
         for isa in isas() {
             let compute = compute(isa, 1);
-            let mut values = Activations::default();
-            values.resize(1, x.len());
-            values.values_mut().copy_from_slice(&x);
-            activate(&compute, activation, (&mut values, VALUES));
+            let bytes = &1f32.to_le_bytes();
+            let one = pack(&compute, SourceFormat::F32, bytes, 1, 1);
+            let x = activations(&compute, VALUES, x.len(), &x);
+            let mut y = Activations::default();
+            y.resize(x.num_rows(), 1);
+            let y_needs = (&mut y, VALUES);
+            matmul_activated(&compute, (&one, None), None, activation, &x, y_needs);
             assert_close(
                 &format!("{isa} {activation:?}"),
-                values.values(),
+                y.values(),
                 &reference,
                 1e-6,
             );

@@ -6,7 +6,7 @@ use super::Scratch;
 use super::linear::{Linear, Packer, read_vector};
 use crate::kernels::{
     self, Activations, AttentionShape, Compute, Epilogue, HeadTransform, KvShape, KvStorage, Needs,
-    activate, attend, matmul_gated, normalize,
+    attend, matmul_activated, normalize,
 };
 use crate::model::{Activation, LayerWeights, Mlp, ModelSpec, NormWeights, Positions, RopePairing};
 use crate::runner::{BlockCopy, RaggedBatch};
@@ -159,19 +159,14 @@ impl Layer {
         normed.resize(rows.len(), spec.hidden_size);
         self.mlp_norm.apply(compute, x, (normed, self.up.needs()));
         inner.resize(rows.len(), spec.intermediate_size);
-        match (spec.mlp, self.up.parts.as_slice()) {
-            (Mlp::Gated(activation), [gate, up]) => {
-                let (activation, biases) = (kernel_of(activation), self.up.bias.as_deref());
-                let (matrices, gated) = ((gate, up), (&mut *inner, self.down.needs()));
-                matmul_gated(compute, matrices, biases, activation, normed, gated);
-            }
-            (Mlp::Plain(activation), _) => {
-                self.up
-                    .forward(compute, normed, (Epilogue::Store, inner.values_mut()));
-                activate(compute, kernel_of(activation), (inner, self.down.needs()));
-            }
-            (Mlp::Gated(_), parts) => panic!("bug: a gated MLP of {} matrices", parts.len()),
-        }
+        let (activation, matrices) = match (spec.mlp, self.up.parts.as_slice()) {
+            (Mlp::Gated(activation), [gate, up]) => (activation, (gate, Some(up))),
+            (Mlp::Plain(activation), [up]) => (activation, (up, None)),
+            (_, parts) => panic!("bug: an MLP of {} matrices before the last", parts.len()),
+        };
+        let (activation, biases) = (kernel_of(activation), self.up.bias.as_deref());
+        let results = (&mut *inner, self.down.needs());
+        matmul_activated(compute, matrices, biases, activation, normed, results);
         self.down.forward(compute, inner, (Epilogue::Add, x));
     }
 }
