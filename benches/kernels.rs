@@ -386,10 +386,11 @@ fn measure_attention(compute: &Compute, kv_type: KvType, ceilings: &Ceilings, ba
                 values: true,
                 ..Needs::default()
             };
-            let q = &rows[..positions.len() * width];
+            let q = &mut rows[..positions.len() * width];
             let time = best(20, || {
                 let out = (&mut out, needs);
-                attend(compute, &shape, (&plan, &batch), &kv, (q, width), out);
+                let kv = (&mut kv, &as_they_are);
+                attend(compute, &shape, (&plan, &batch), kv, q, out);
             });
             black_box(out.values());
             let pairs: usize = positions.iter().map(|p| *p as usize + 1).sum();

@@ -25,10 +25,10 @@ use self::plan::Unit;
 use self::queries::Queries;
 use super::activations::{Activations, CODE_GROUP, CodePlaces, Needs};
 use super::aligned::Aligned;
-use super::elementwise::sum;
+use super::elementwise::{HeadTransform, sum};
 use super::isa::for_each_isa;
 use super::kv_storage::{
-    Bf16, Both, CodePair, Head, Key, KvShape, KvStorage, TILE_TOKENS, Tiles, Value, with_kv,
+    Bf16, CodePair, Head, Key, KvShape, KvStorage, SharedBoth, TILE_TOKENS, Tiles, Value, with_kv,
 };
 use super::math::exp;
 use super::shared::SharedMut;
@@ -143,18 +143,19 @@ impl AttentionShape {
     }
 }
 
-/// Attention of all rows: `q` has rows of `q_width` that begin with the query heads; the results are
-/// (num_tokens, num_heads * head_dim), in the forms of `needs`. If codes alone are needed, they are made while
-/// the results are at hand, which the values of `out` then are not.
+/// Attention of all rows, of which `qkv` has Q, K and V; the results are (num_tokens, num_heads * head_dim), in
+/// the forms of `needs`. If codes alone are needed, they are made while the results are at hand, which the
+/// values of `out` then are not. Where the plan includes writes, heads are transformed and K and V stored first;
+/// else that was done ([`KvStorage::write`]).
 ///
 /// # Panics
-/// If a table leads outside the storage, or sizes do not fit.
+/// If a table or a slot leads outside the storage, or sizes do not fit.
 pub fn attend(
     compute: &Compute,
     shape: &AttentionShape,
     (plan, batch): (&AttentionPlan, &AttentionBatch<'_>),
-    kv: &KvStorage,
-    (q, q_width): (&[f32], usize),
+    (kv, transform): (&mut KvStorage, &HeadTransform<'_>),
+    qkv: &mut [f32],
     (out, needs): (&mut Activations, Needs),
 ) {
     assert_eq!(
@@ -163,9 +164,20 @@ pub fn attend(
         "bug: room for the results"
     );
     assert_eq!(
-        kv.shape().head_dim,
-        shape.head_dim,
-        "bug: storage of another model"
+        (
+            transform.num_heads,
+            transform.num_kv_heads,
+            transform.head_dim
+        ),
+        (shape.num_heads, shape.num_kv_heads, shape.head_dim),
+        "bug: heads of another model"
+    );
+    let kv_shape = *kv.shape();
+    kv_shape.check(transform);
+    assert_eq!(
+        qkv.len(),
+        batch.positions.len() * transform.width(),
+        "bug: a row a token"
     );
     assert!(
         shape.block_size.is_multiple_of(TILE_TOKENS),
@@ -173,7 +185,7 @@ pub fn attend(
     );
     let of_kv_head = shape.heads_per_kv_head() * shape.head_dim;
     let are_whole_groups =
-        of_kv_head.is_multiple_of(CODE_GROUP) && kv.shape().padded_dim() == shape.head_dim;
+        of_kv_head.is_multiple_of(CODE_GROUP) && kv_shape.padded_dim() == shape.head_dim;
     let codes = match are_whole_groups {
         true => out.places_of_codes(needs),
         false => None,
@@ -182,8 +194,10 @@ pub fn attend(
         Some(places) => Results::Codes(places),
         None => Results::Values(SharedMut::new(out.values_mut())),
     };
-    with_kv!(kv.kv(), both => {
-        attend_heads(compute, shape, (plan, batch), (both, kv.shape()), (q, q_width), &results);
+    let qkv = SharedMut::new(qkv);
+    with_kv!(kv.kv_mut(), both => {
+        let both = (&both.share(), &kv_shape);
+        attend_heads(compute, shape, (plan, batch), both, (transform, &qkv), &results);
     });
     if let Results::Values(_) = results {
         out.quantize(compute, needs);
@@ -201,13 +215,17 @@ fn attend_heads<K: Keys, V: Values>(
     compute: &Compute,
     shape: &AttentionShape,
     (plan, batch): (&AttentionPlan, &AttentionBatch<'_>),
-    (both, kv_shape): (&Both<K, V>, &KvShape),
-    (q, q_width): (&[f32], usize),
+    (both, kv_shape): (&SharedBoth<'_, K, V>, &KvShape),
+    (transform, qkv): (&HeadTransform<'_>, &SharedMut<'_, f32>),
     results: &Results<'_>,
 ) {
     let out_width = shape.num_heads * shape.head_dim;
     let heads_per_kv_head = shape.heads_per_kv_head();
     let isa = compute.isa();
+    let width = transform.width();
+    // SAFETY: a unit's own tiles are written by its own item alone, before it reads them, and no other unit
+    // reads them, as `include_writes` has seen to.
+    let head = |kv_head: usize| unsafe { both.head(kv_head) };
     compute
         .pool()
         .for_each(plan.groups.len() * shape.num_kv_heads, 1, |items| {
@@ -223,18 +241,31 @@ fn attend_heads<K: Keys, V: Values>(
                 };
                 let query = |unit: &Unit, index: usize| {
                     let (row, start) = place(unit, index);
-                    &q[row * q_width + start..][..shape.head_dim]
+                    let start = row * width + start;
+                    // SAFETY: who writes queries is this item, which has done so.
+                    unsafe { qkv.read(start..start + shape.head_dim) }
                 };
                 let units = &plan.units[group.units.clone()];
-                let kv = (both.head(kv_head), kv_shape);
+                // A thread most likely takes the next item too.
+                let next = plan.groups.get((item + 1) / shape.num_kv_heads);
+                let next_head = (item + 1) % shape.num_kv_heads;
+                if !plan.slots.is_empty() {
+                    for row in units.iter().flat_map(|unit| unit.rows.clone()) {
+                        let token = (row, plan.slots[row]);
+                        // SAFETY: each unit is in one item of a head; nobody else uses what it writes, as
+                        // `include_writes` has seen to.
+                        unsafe { both.write(isa, (transform, qkv), token, kv_head) };
+                    }
+                    for unit in next.map_or(&[][..], |group| &plan.units[group.units.clone()]) {
+                        let row = unit.rows.start;
+                        both.prefetch_row((transform, qkv), row, next_head);
+                        both.prefetch(plan.slots[row], next_head, true);
+                    }
+                }
+                let kv = (head(kv_head), kv_shape);
                 SCRATCH.with_borrow_mut(|scratch| {
                     let parts = (units, group.shared_tiles);
-                    // A thread most likely takes the next item too.
-                    let next = plan.groups.get((item + 1) / shape.num_kv_heads);
-                    let next = next.map(|group| {
-                        let unit = &plan.units[group.units.start];
-                        (both.head((item + 1) % shape.num_kv_heads), unit)
-                    });
+                    let next = next.map(|group| (head(next_head), &plan.units[group.units.start]));
                     attend_group(isa, kv, (shape, batch), parts, (&query, next), scratch);
                     let mut sums = scratch.sums.chunks_exact_mut(kv_shape.padded_dim());
                     for (sums, factor) in (&mut sums).zip(&scratch.factors) {

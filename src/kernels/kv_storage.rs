@@ -11,10 +11,12 @@
 mod bf16;
 mod element;
 mod int16;
+mod shared;
 mod write;
 
 use super::aligned::Aligned;
 use super::elementwise::HeadTransform;
+use super::shared::SharedMut;
 use super::{Compute, Isa};
 
 pub(super) use bf16::Bf16;
@@ -22,6 +24,7 @@ pub use element::KvType;
 use element::Stored;
 pub(super) use element::{Element, Key, SCALE_GROUP, Value, scatter};
 pub(super) use int16::{CodePair, scale_of, write_query};
+pub(super) use shared::{Head, SharedBoth, Tiles};
 pub use write::KvWrites;
 
 /// Slots of a tile; blocks are whole tiles.
@@ -72,20 +75,6 @@ struct Heads<E> {
     tile_scales: usize,
 }
 
-/// K and V of one head.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Head<'a, K, V> {
-    pub keys: Tiles<'a, K>,
-    pub values: Tiles<'a, V>,
-}
-
-/// K or V of one head.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Tiles<'a, E> {
-    heads: &'a Heads<E>,
-    head: usize,
-}
-
 /// Does something with K and V, whatever their type.
 macro_rules! with_kv {
     ($kv:expr, $name:ident => $body:expr) => {
@@ -114,6 +103,16 @@ impl KvShape {
         let value = self.padded_dim() * size_of::<V>();
         let scales = K::num_scales(self.head_dim) + V::num_scales(self.head_dim);
         self.num_kv_heads * (key + value + scales * size_of::<u16>())
+    }
+
+    /// # Panics
+    /// If heads are those of another model.
+    pub(super) fn check(&self, transform: &HeadTransform<'_>) {
+        assert_eq!(
+            (transform.num_kv_heads, transform.head_dim),
+            (self.num_kv_heads, self.head_dim),
+            "bug: storage of another model"
+        );
     }
 
     /// V is padded to whole columns.
@@ -145,8 +144,8 @@ impl KvStorage {
         &self.shape
     }
 
-    pub(super) fn kv(&self) -> &Kv {
-        &self.kv
+    pub(super) fn kv_mut(&mut self) -> &mut Kv {
+        &mut self.kv
     }
 
     /// Transforms Q and K of tokens in place, and writes K and V to their slots. Each token has a row of
@@ -161,14 +160,9 @@ impl KvStorage {
         transform: &HeadTransform<'_>,
         qkv: &mut [f32],
     ) {
-        assert_eq!(
-            (transform.num_kv_heads, transform.head_dim),
-            (self.shape.num_kv_heads, self.shape.head_dim),
-            "bug: storage of another model"
-        );
-        with_kv!(&mut self.kv, kv => {
-            write::write(compute, writes, (&mut kv.keys, &mut kv.values), (transform, qkv));
-        });
+        self.shape.check(transform);
+        let qkv = SharedMut::new(qkv);
+        with_kv!(&mut self.kv, kv => write::write(compute, writes, &kv.share(), (transform, &qkv)));
     }
 
     /// Copies the first `num_tokens` slots of one run of whole tiles to another.
@@ -199,13 +193,6 @@ impl<K: Key, V: Value> Both<K, V> {
         }
     }
 
-    pub fn head(&self, head: usize) -> Head<'_, K, V> {
-        Head {
-            keys: self.keys.of_head(head),
-            values: self.values.of_head(head),
-        }
-    }
-
     /// Copies the first slots of a tile to another.
     fn copy(&mut self, from: usize, to: usize, slots: usize) {
         // Rows of a key tile, and of scales, hold one of each slot; a column has whole slots, or
@@ -232,10 +219,6 @@ impl<E: Stored> Heads<E> {
         }
     }
 
-    fn of_head(&self, head: usize) -> Tiles<'_, E> {
-        Tiles { heads: self, head }
-    }
-
     /// Copies the first `len` of every `stride` elements, and scales, of what all heads have of a tile.
     fn copy(&mut self, tiles: (usize, usize), elements: (usize, usize), scales: (usize, usize)) {
         let (tile_len, tile_scales) = (
@@ -244,36 +227,6 @@ impl<E: Stored> Heads<E> {
         );
         copy_rows(&mut self.elements, tile_len, tiles, elements);
         copy_rows(&mut self.scales, tile_scales, tiles, scales);
-    }
-}
-
-impl<'a, E: Stored> Tiles<'a, E> {
-    /// The rows of a tile.
-    #[inline(always)]
-    pub fn tile(self, tile: u32) -> &'a [[E; TILE_TOKENS]] {
-        let len = self.heads.tile_len;
-        self.heads.elements[self.index(tile) * len..][..len]
-            .as_chunks()
-            .0
-    }
-
-    /// Where a tile begins, to be asked for ahead.
-    pub fn address(self, tile: u32) -> *const u8 {
-        self.tile(tile).as_ptr().cast()
-    }
-
-    /// The scales of a tile's slots, by group.
-    #[inline(always)]
-    pub fn scales(self, tile: u32) -> &'a [[u16; TILE_TOKENS]] {
-        let len = self.heads.tile_scales;
-        self.heads.scales[self.index(tile) * len..][..len]
-            .as_chunks()
-            .0
-    }
-
-    #[inline(always)]
-    fn index(self, tile: u32) -> usize {
-        tile as usize * self.heads.num_heads + self.head
     }
 }
 

@@ -25,10 +25,20 @@ impl<'a, T> SharedMut<'a, T> {
         }
     }
 
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
     /// Asks for element `at`, which is written soon.
     #[inline(always)]
     pub fn prefetch(&self, at: usize) {
         prefetch_for_write(self.start.wrapping_add(at));
+    }
+
+    /// Where element `at` lies, to be asked for ahead.
+    #[inline(always)]
+    pub fn address(&self, at: usize) -> *const u8 {
+        self.start.wrapping_add(at).cast()
     }
 
     /// # Safety
@@ -38,12 +48,31 @@ impl<'a, T> SharedMut<'a, T> {
     /// If the range is not inside the slice.
     #[allow(clippy::mut_from_ref)] // The point of this type; see its contract.
     pub unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+        self.check(&range);
+        // SAFETY: inside the slice, as checked, and not aliased, as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+
+    /// A part that several may read.
+    ///
+    /// # Safety
+    /// While the result lives, no part to be written that overlaps `range` may be in use.
+    ///
+    /// # Panics
+    /// As [`SharedMut::part`].
+    #[inline(always)]
+    pub unsafe fn read(&self, range: Range<usize>) -> &'a [T] {
+        self.check(&range);
+        // SAFETY: inside the slice, as checked, and written by nobody, as the caller promises.
+        unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
+    }
+
+    #[inline(always)]
+    fn check(&self, range: &Range<usize>) {
         assert!(
             range.start <= range.end && range.end <= self.len,
             "bug: {range:?} of {}",
             self.len
         );
-        // SAFETY: inside the slice, as checked, and not aliased, as the caller promises.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 }

@@ -12,6 +12,10 @@ use crate::kernels::kv_storage::TILE_TOKENS;
 pub struct AttentionPlan {
     pub(super) units: Vec<Unit>,
     pub(super) groups: Vec<Group>,
+    /// Where attention writes K and V of each row, if it does.
+    pub(super) slots: Vec<u32>,
+    /// Blocks that are written, ascending, and the sequences that do.
+    writers: Vec<(u32, usize)>,
 }
 
 /// Some query tokens of a sequence, which follow one another in it.
@@ -31,7 +35,8 @@ pub(super) struct Group {
 }
 
 impl AttentionPlan {
-    /// Cuts a step into units and groups, those with the most work first.
+    /// Cuts a step into units and groups, those with the most work first. K and V of its tokens must be there
+    /// before attention; or see [`AttentionPlan::include_writes`].
     pub fn set(&mut self, compute: &Compute, shape: &AttentionShape, batch: &AttentionBatch<'_>) {
         let tokens = (UNIT_ROWS / shape.heads_per_kv_head()).max(1);
         self.units.clear();
@@ -70,6 +75,48 @@ impl AttentionPlan {
         }
         let key = |group: &Group| (std::cmp::Reverse(group.work), group.units.start);
         self.groups.sort_unstable_by_key(key);
+        // Room for as many rows, whether they are written or not: no later step allocates.
+        self.slots.clear();
+        self.slots.reserve(batch.positions.len());
+        self.writers.clear();
+        self.writers.reserve(batch.positions.len());
+    }
+
+    /// Lets attention itself write K and V of each row to its slot: each unit its own, before it reads what was
+    /// in memory all the same. Says whether it can: units must be whole sequences, as in decode, and none may
+    /// read a block that another one writes.
+    pub fn include_writes(
+        &mut self,
+        shape: &AttentionShape,
+        batch: &AttentionBatch<'_>,
+        slots: &[u32],
+    ) -> bool {
+        assert_eq!(slots.len(), batch.positions.len(), "bug: a slot a row");
+        let num_sequences = batch.q_start.windows(2).filter(|it| it[0] < it[1]).count();
+        for unit in &self.units {
+            let blocks = slots[unit.rows.clone()].iter();
+            let blocks = blocks.map(|slot| slot / shape.block_size as u32);
+            self.writers
+                .extend(blocks.map(|block| (block, unit.sequence)));
+        }
+        self.writers.sort_unstable();
+        self.writers.dedup();
+        let is_alone = |pair: &[(u32, usize)]| pair[0].0 != pair[1].0;
+        let is_for = |block: &u32, sequence: usize| {
+            let writer = self.writers.binary_search_by_key(block, |writer| writer.0);
+            writer.map_or(true, |at| self.writers[at].1 == sequence)
+        };
+        let can_write = self.units.len() == num_sequences
+            && self.writers.windows(2).all(is_alone)
+            && self.units.iter().all(|unit| {
+                let blocks = batch.len_of(unit).div_ceil(shape.block_size);
+                let mut table = batch.table_of(unit.sequence)[..blocks].iter();
+                table.all(|block| is_for(block, unit.sequence))
+            });
+        if can_write {
+            self.slots.extend_from_slice(slots);
+        }
+        can_write
     }
 }
 
@@ -200,5 +247,61 @@ mod tests {
             &[1, 2, 3, 4, 12],
         ];
         assert_eq!(groups_of(&tables, None), [(vec![0, 1], 18), (vec![2], 0)]);
+    }
+
+    #[test]
+    fn attention_writes_where_each_unit_is_a_sequence_and_reads_no_other_ones_block() {
+        let shape = AttentionShape {
+            num_heads: 7,
+            num_kv_heads: 1,
+            head_dim: 16,
+            sliding_window: None,
+            block_size: 2 * TILE_TOKENS,
+        };
+        // Two tokens a unit. Each sequence: its position, its tokens, its blocks.
+        let can_write = |sequences: &[(u32, u32, &[u32])]| {
+            let starts = |sizes: &mut dyn Iterator<Item = usize>| -> Vec<u32> {
+                let mut ends = vec![0];
+                ends.extend(sizes.scan(0, |end, size| {
+                    *end += size as u32;
+                    Some(*end)
+                }));
+                ends
+            };
+            let positions = sequences.iter().flat_map(|it| it.0..it.0 + it.1);
+            let positions: Vec<u32> = positions.collect();
+            let tables: Vec<u32> = sequences.iter().flat_map(|it| it.2).copied().collect();
+            let batch = AttentionBatch {
+                positions: &positions,
+                q_start: &starts(&mut sequences.iter().map(|it| it.1 as usize)),
+                block_tables: &tables,
+                block_table_start: &starts(&mut sequences.iter().map(|it| it.2.len())),
+            };
+            let slots = sequences.iter().flat_map(|&(position, tokens, table)| {
+                let slot = |p: u32| table[p as usize / 32] * 32 + p % 32;
+                (position..position + tokens).map(slot)
+            });
+            let slots: Vec<u32> = slots.collect();
+            let mut plan = AttentionPlan::default();
+            let compute = Compute::new(Isa::Portable, Pool::new(1).expect("a thread"));
+            plan.set(&compute, &shape, &batch);
+            let can_write = plan.include_writes(&shape, &batch, &slots);
+            assert_eq!(plan.slots, if can_write { slots } else { Vec::new() });
+            can_write
+        };
+        assert!(can_write(&[
+            (40, 1, &[1, 2]),
+            (31, 2, &[3, 4]),
+            (0, 0, &[])
+        ]));
+        // One block of both is only read.
+        assert!(can_write(&[(40, 1, &[1, 2]), (50, 1, &[1, 3])]));
+        // More tokens than a unit has.
+        assert!(!can_write(&[(40, 3, &[1, 2]), (50, 1, &[4, 3])]));
+        // Two write to a block; one reads what another one writes; but not where it ends before.
+        assert!(!can_write(&[(40, 1, &[1, 2]), (50, 1, &[3, 2])]));
+        assert!(!can_write(&[(20, 1, &[1]), (50, 1, &[1, 2])]));
+        assert!(can_write(&[(20, 1, &[1]), (31, 1, &[2, 1])]));
+        assert!(can_write(&[]));
     }
 }

@@ -6,18 +6,20 @@ use super::Scratch;
 use super::linear::{Linear, Packer, read_vector};
 use crate::kernels::{
     self, Activations, AttentionShape, Compute, Epilogue, HeadTransform, KvShape, KvStorage, Needs,
-    attend, matmul_activated, normalize,
+    Rotation, attend, matmul_activated, normalize,
 };
 use crate::model::{Activation, LayerWeights, Mlp, ModelSpec, NormWeights, Positions, RopePairing};
 use crate::runner::{BlockCopy, RaggedBatch};
+
+/// Norms of a query and a key head.
+type HeadNorms = Option<(Vec<f32>, Vec<f32>)>; // (head_dim)
 
 /// The weights of a layer and its K and V.
 #[derive(Debug)]
 pub(super) struct Layer {
     attention_norm: Norm,
     qkv: Linear,
-    /// Of a query and a key head.
-    head_norms: Option<(Vec<f32>, Vec<f32>)>, // (head_dim)
+    head_norms: HeadNorms,
     output: Linear,
     mlp_norm: Norm,
     /// Gate and up, where the MLP is gated.
@@ -89,7 +91,7 @@ impl Layer {
         self.kv.copy(from, to, copy.num_tokens as usize);
     }
 
-    /// Computes Q, K and V of all tokens, and writes K and V to their slots.
+    /// Computes Q, K and V of all tokens, and writes K and V to their slots where attention does not.
     pub fn project(&mut self, compute: &Compute, spec: &ModelSpec, scratch: &mut Scratch) {
         let Scratch {
             x,
@@ -98,6 +100,7 @@ impl Layer {
             rotation,
             rows,
             writes,
+            attention_writes,
             ..
         } = scratch;
         normed.resize(rows.len(), spec.hidden_size);
@@ -105,22 +108,15 @@ impl Layer {
             .apply(compute, x, (normed, self.qkv.needs()));
         qkv.resize(rows.len() * spec.qkv_features());
         self.qkv.forward(compute, normed, (Epilogue::Store, qkv));
-        let heads = HeadTransform {
-            num_heads: spec.num_heads,
-            num_kv_heads: spec.num_kv_heads,
-            head_dim: spec.head_dim,
-            norms: self
-                .head_norms
-                .as_ref()
-                .map(|(q, k)| (&**q, &**k, spec.norm.eps as f32)),
-            rotation: rotation.as_ref(),
-        };
-        self.kv.write(compute, writes, &heads, qkv);
+        if !*attention_writes {
+            let transform = transform(spec, &self.head_norms, rotation.as_ref());
+            self.kv.write(compute, writes, &transform, qkv);
+        }
     }
 
     /// Adds to the residual stream of the rows at hand what the layer makes of them.
     pub fn forward(
-        &self,
+        &mut self,
         compute: &Compute,
         spec: &ModelSpec,
         attention: &AttentionShape,
@@ -130,18 +126,20 @@ impl Layer {
         let Scratch {
             x,
             qkv,
+            rotation,
             attended,
             rows,
             plan,
             ..
         } = scratch;
         attended.resize(rows.len(), spec.num_heads * spec.head_dim);
+        let transform = transform(spec, &self.head_norms, rotation.as_ref());
         attend(
             compute,
             attention,
             (plan, &rows.attention_batch(batch)),
-            &self.kv,
-            (qkv, spec.qkv_features()),
+            (&mut self.kv, &transform),
+            qkv,
             (attended, self.output.needs()),
         );
         self.output.forward(compute, attended, (Epilogue::Add, x));
@@ -168,6 +166,22 @@ impl Layer {
         let results = (&mut *inner, self.down.needs());
         matmul_activated(compute, matrices, biases, activation, normed, results);
         self.down.forward(compute, inner, (Epilogue::Add, x));
+    }
+}
+
+fn transform<'a>(
+    spec: &ModelSpec,
+    norms: &'a HeadNorms,
+    rotation: Option<&'a Rotation>,
+) -> HeadTransform<'a> {
+    HeadTransform {
+        num_heads: spec.num_heads,
+        num_kv_heads: spec.num_kv_heads,
+        head_dim: spec.head_dim,
+        norms: norms
+            .as_ref()
+            .map(|(q, k)| (&**q, &**k, spec.norm.eps as f32)),
+        rotation,
     }
 }
 
