@@ -1,8 +1,9 @@
 //! `y = x W^T` over packed weights, and what is done with a result while it is at hand.
 //!
 //! Panels are the outer loop: a thread takes some, and multiplies each with all rows, so that a step
-//! reads every weight once. Within a panel, groups of inputs are the outer loop: each is unpacked for
-//! all rows. A result is one chain of additions over the groups, in their order, whatever the batch.
+//! reads every weight once; or, where rows are many, with its part of them. Within a panel, groups of
+//! inputs are the outer loop: each is unpacked for all rows. A result is one chain of additions over the
+//! groups, in their order, whatever the batch.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -21,7 +22,7 @@ use super::elementwise::Activation;
 use super::isa::for_each_isa;
 use super::packed::{PANEL_ROWS, PackedMatrix, Panel, PanelFormat};
 use super::shared::SharedMut;
-use super::{Compute, Isa};
+use super::{Compute, Isa, Pool};
 
 /// Rows that are multiplied with a panel at once: their sums stay in the first cache.
 const RUN_ROWS: usize = 64;
@@ -64,23 +65,18 @@ pub fn matmul(
     let y = SharedMut::new(y);
     let num_panels = parts.iter().map(PackedMatrix::num_panels).sum();
     let (isa, pool) = (compute.isa(), compute.pool());
-    pool.for_each(num_panels, pool.chunk_of(num_panels), |panels| {
-        for panel in panels {
-            let (part, index, part_column) = locate(parts, panel);
-            let column = part_column + index * PANEL_ROWS;
-            let len = PANEL_ROWS.min(part_column + part.outputs() - column);
-            let panel = part.panel(index);
-            let columns = Columns { width, column, len };
-            for_rows(x.num_rows(), 1, |rows, sums| {
-                columns.prefetch(&y, rows.clone());
-                multiply(isa, &panel, x, rows.start, sums);
-                if let Some(bias) = bias {
-                    add_to_rows(isa, sums, &bias[column..column + len]);
-                }
-                // Each panel is visited once; these columns of y are its own.
-                finish(isa, epilogue, sums, &y, (rows.start, columns));
-            });
+    for_each_run(pool, (x.num_rows(), num_panels), 1, |rows, panel, sums| {
+        let (part, index, part_column) = locate(parts, panel);
+        let column = part_column + index * PANEL_ROWS;
+        let len = PANEL_ROWS.min(part_column + part.outputs() - column);
+        let columns = Columns { width, column, len };
+        columns.prefetch(&y, rows.clone());
+        multiply(isa, &part.panel(index), x, rows.start, sums);
+        if let Some(bias) = bias {
+            add_to_rows(isa, sums, &bias[column..column + len]);
         }
+        // Each row is visited once with each panel; these columns of it are the panel's own.
+        finish(isa, epilogue, sums, &y, (rows.start, columns));
     });
 }
 
@@ -142,47 +138,40 @@ pub fn matmul_activated(
     match y.places(isa, needs) {
         Some(places) => {
             let num_groups = width / CODE_GROUP;
-            pool.for_each(num_groups, pool.chunk_of(num_groups), |groups| {
-                for group in groups {
-                    for_rows(x.num_rows(), 4, |rows, sums| {
-                        let (gates, ups) = sums.split_at_mut(2 * rows.len());
-                        let halves = gates.chunks_exact_mut(rows.len());
-                        for (half, (gates, ups)) in
-                            halves.zip(ups.chunks_exact_mut(rows.len())).enumerate()
-                        {
-                            let column = group * CODE_GROUP + half * PANEL_ROWS;
-                            multiply_panel(columns_of(column), rows.start, gates, ups);
-                        }
-                        // Both halves of a row come to lie side by side, where the other factors were.
-                        let (first, second) = gates.split_at(rows.len());
-                        let results = first.iter().zip(second);
-                        for (values, (first, second)) in
-                            ups.as_chunks_mut().0.iter_mut().zip(results)
-                        {
-                            *values = [*first, *second];
-                        }
-                        let values = ups.as_flattened();
-                        // SAFETY: each group is visited once; runs of rows are whole blocks.
-                        unsafe { places.set(isa, values, rows, group..group + 1) };
-                    });
+            for_each_run(pool, (x.num_rows(), num_groups), 4, |rows, group, sums| {
+                let (gates, ups) = sums.split_at_mut(2 * rows.len());
+                let halves = gates.chunks_exact_mut(rows.len());
+                let halves = halves.zip(ups.chunks_exact_mut(rows.len())).enumerate();
+                for (half, (gates, ups)) in halves {
+                    let column = group * CODE_GROUP + half * PANEL_ROWS;
+                    multiply_panel(columns_of(column), rows.start, gates, ups);
                 }
+                // Both halves of a row come to lie side by side, where the other factors were.
+                let (first, second) = gates.split_at(rows.len());
+                let results = first.iter().zip(second);
+                for (values, (first, second)) in ups.as_chunks_mut().0.iter_mut().zip(results) {
+                    *values = [*first, *second];
+                }
+                let values = ups.as_flattened();
+                // SAFETY: each row is visited once with each group; runs are whole blocks.
+                unsafe { places.set(isa, values, rows, group..group + 1) };
             });
         }
         None => {
             let values = SharedMut::new(y.values_mut());
-            let num_panels = gate.num_panels();
-            pool.for_each(num_panels, pool.chunk_of(num_panels), |panels| {
-                for index in panels {
-                    let columns = columns_of(index * PANEL_ROWS);
-                    for_rows(x.num_rows(), 2, |rows, sums| {
-                        let (gates, ups) = sums.split_at_mut(rows.len());
-                        columns.prefetch(&values, rows.clone());
-                        multiply_panel(columns, rows.start, gates, ups);
-                        // Each panel is visited once; these columns of y are its own.
-                        finish(isa, Epilogue::Store, gates, &values, (rows.start, columns));
-                    });
-                }
-            });
+            for_each_run(
+                pool,
+                (x.num_rows(), gate.num_panels()),
+                2,
+                |rows, panel, sums| {
+                    let columns = columns_of(panel * PANEL_ROWS);
+                    let (gates, ups) = sums.split_at_mut(rows.len());
+                    columns.prefetch(&values, rows.clone());
+                    multiply_panel(columns, rows.start, gates, ups);
+                    // Each row is visited once with each panel; these columns of it are the panel's own.
+                    finish(isa, Epilogue::Store, gates, &values, (rows.start, columns));
+                },
+            );
             y.quantize(compute, needs);
         }
     }
@@ -215,18 +204,37 @@ fn locate(parts: &[PackedMatrix], mut index: usize) -> (&PackedMatrix, usize, us
     panic!("bug: a panel beyond the last");
 }
 
-/// Splits rows into runs, each with zeros for some sums of a row.
-fn for_rows(num_rows: usize, sums_of_row: usize, mut f: impl FnMut(Range<usize>, &mut Sums)) {
+/// Calls `f` for each panel with each run of rows, and with zeros for some sums of a row. All rows pass one panel
+/// after the other; but where there are many, each thread has a part of them to itself, which it has made
+/// before and goes on with after: they need not come from another one's caches.
+fn for_each_run(
+    pool: &Pool,
+    (num_rows, num_panels): (usize, usize),
+    sums_of_row: usize,
+    f: impl Fn(Range<usize>, usize, &mut Sums) + Sync,
+) {
     thread_local! {
         static SUMS: RefCell<Aligned<f32>> = RefCell::default();
     }
-    SUMS.with_borrow_mut(|sums| {
-        for start in (0..num_rows).step_by(RUN_ROWS) {
-            let rows = start..num_rows.min(start + RUN_ROWS);
-            sums.resize(sums_of_row * rows.len() * PANEL_ROWS);
-            sums.fill(0.0);
-            f(rows, sums.as_chunks_mut().0);
-        }
+    let parts = (num_rows / RUN_ROWS).clamp(1, pool.num_threads());
+    let bound = |part: usize| match part == parts {
+        true => num_rows,
+        false => (part * num_rows / parts).next_multiple_of(BF16_ROWS),
+    };
+    let num_items = parts * num_panels;
+    pool.for_each(num_items, pool.chunk_of(num_items), |items| {
+        SUMS.with_borrow_mut(|sums| {
+            for item in items {
+                let (part, panel) = (item / num_panels, item % num_panels);
+                let end = bound(part + 1);
+                for start in (bound(part)..end).step_by(RUN_ROWS) {
+                    let rows = start..end.min(start + RUN_ROWS);
+                    sums.resize(sums_of_row * rows.len() * PANEL_ROWS);
+                    sums.fill(0.0);
+                    f(rows, panel, sums.as_chunks_mut().0);
+                }
+            }
+        });
     });
 }
 

@@ -279,18 +279,18 @@ fn a_row_has_the_same_bits_in_every_batch_and_with_any_threads() {
     for isa in isas() {
         let alone = compute(isa, 1);
         for (dtype, format) in QUANTIZED.into_iter().chain(DENSE) {
-            let (inputs, outputs, rows) = (512, 200, 23);
+            let (inputs, outputs, rows) = (512, 40, 203);
             let (bytes, _) = stored(dtype, outputs, inputs);
             let matrix = pack(&alone, format, &bytes, outputs, inputs);
             let values = uneven_noise(rows, inputs, 11);
+            let expected: Vec<f32> = values
+                .chunks_exact(inputs)
+                .map(|row| activations(&alone, needs([&matrix]), 1, row))
+                .flat_map(|row| product(&alone, &matrix, &row))
+                .collect();
             for threads in [1, 2, 5] {
-                let expected: Vec<f32> = values
-                    .chunks_exact(inputs)
-                    .map(|row| activations(&alone, needs([&matrix]), 1, row))
-                    .flat_map(|row| product(&alone, &matrix, &row))
-                    .collect();
                 let compute = compute(isa, threads);
-                for batch in [2, 3, 4, 7, rows] {
+                for batch in [2, 3, 4, 7, 23, 130, rows] {
                     let mut actual = Vec::new();
                     for values in values.chunks(batch * inputs) {
                         let rows = values.len() / inputs;
@@ -460,7 +460,7 @@ fn gates_are_activated_and_multiplied() {
 fn activated_products_are_quantised_where_they_are_made() {
     for isa in isas() {
         let compute = compute(isa, 2);
-        let (inputs, outputs, rows) = (64, 96, 70);
+        let (inputs, outputs, rows) = (64, 96, 203);
         let [gate, up] = [QUANTIZED[1], QUANTIZED[0]].map(|(dtype, format)| {
             let (bytes, _) = stored(dtype, outputs, inputs);
             pack(&compute, format, &bytes, outputs, inputs)
