@@ -128,6 +128,7 @@ impl CudaRunner {
         let parameters: u64 = weights.tensors().map(StoredTensor::num_elements).sum();
         let weight_bytes = parameters.saturating_mul(size_of::<u16>() as u64);
         memory::ensure_free(gpu.free_bytes(), weight_bytes, kv_bytes)?;
+        let gpu = &gpu.with_own_stream()?;
         let element = match weights.token_embedding.dtype {
             GgmlDType::BF16 => Element::Bf16,
             _ => Element::F16,

@@ -1,7 +1,7 @@
 //! One NVIDIA GPU: what it must have, and its memory.
 //!
 //! NVIDIA's libraries are loaded while the program runs, so that the same program serves where there
-//! are none. All work is queued on one stream, in order; only [`Gpu::download`] waits for it.
+//! are none. All work of a runner is queued on one stream, in order; only [`Gpu::download`] waits for it.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use cudarc::{cublas, nvrtc};
 /// The first GPUs that multiply bf16.
 pub(super) const MIN_COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
 
-/// A GPU, ready for work.
+/// A GPU, ready for work, and a stream of it.
 #[derive(Clone, Debug)]
 pub struct Gpu {
     pub(super) stream: Arc<CudaStream>,
@@ -60,9 +60,16 @@ impl Gpu {
             "this GPU has compute capability {major}.{minor}, and 8.0 is needed: Ampere or later; set \
              DEVICE=cpu"
         );
-        // SAFETY: there is one stream, whose order is all the synchronisation that memory needs.
+        // SAFETY: memory is used on the stream it came from alone, whose order is all the synchronisation that
+        // it needs.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream()?;
+        Ok(Self { stream })
+    }
+
+    /// The same GPU with another stream: what one runner records, others must not queue into.
+    pub(super) fn with_own_stream(&self) -> Result<Self> {
+        let stream = self.stream.context().new_stream()?;
         Ok(Self { stream })
     }
 
