@@ -145,8 +145,8 @@ impl AttentionShape {
 
 /// Attention of all rows, of which `qkv` has Q, K and V; the results are (num_tokens, num_heads * head_dim), in
 /// the forms of `needs`. If codes alone are needed, they are made while the results are at hand, which the
-/// values of `out` then are not. Where the plan includes writes, heads are transformed and K and V stored first;
-/// else that was done ([`KvStorage::write`]).
+/// values of `out` then are not. Where the plan, which is of this batch, includes writes, heads are transformed
+/// and K and V stored first; else that was done ([`KvStorage::write`]).
 ///
 /// # Panics
 /// If a table or a slot leads outside the storage, or sizes do not fit.
@@ -226,6 +226,19 @@ fn attend_heads<K: Keys, V: Values>(
     // SAFETY: a unit's own tiles are written by its own item alone, before it reads them, and no other unit
     // reads them, as `include_writes` has seen to.
     let head = |kv_head: usize| unsafe { both.head(kv_head) };
+    let write = |units: &[Unit], kv_head: usize| {
+        for row in units.iter().flat_map(|unit| unit.rows.clone()) {
+            let token = (row, plan.slots[row]);
+            // SAFETY: each unit is in one item of a head; nobody else uses what it writes, as above.
+            unsafe { both.write(isa, (transform, qkv), token, kv_head) };
+        }
+    };
+    let ask = |units: &[Unit], kv_head: usize| {
+        for row in units.iter().map(|unit| unit.rows.start) {
+            both.prefetch_row((transform, qkv), row, kv_head);
+            both.prefetch(plan.slots[row], kv_head, true);
+        }
+    };
     compute
         .pool()
         .for_each(plan.groups.len() * shape.num_kv_heads, 1, |items| {
@@ -250,16 +263,9 @@ fn attend_heads<K: Keys, V: Values>(
                 let next = plan.groups.get((item + 1) / shape.num_kv_heads);
                 let next_head = (item + 1) % shape.num_kv_heads;
                 if !plan.slots.is_empty() {
-                    for row in units.iter().flat_map(|unit| unit.rows.clone()) {
-                        let token = (row, plan.slots[row]);
-                        // SAFETY: each unit is in one item of a head; nobody else uses what it writes, as
-                        // `include_writes` has seen to.
-                        unsafe { both.write(isa, (transform, qkv), token, kv_head) };
-                    }
-                    for unit in next.map_or(&[][..], |group| &plan.units[group.units.clone()]) {
-                        let row = unit.rows.start;
-                        both.prefetch_row((transform, qkv), row, next_head);
-                        both.prefetch(plan.slots[row], next_head, true);
+                    write(units, kv_head);
+                    if let Some(group) = next {
+                        ask(&plan.units[group.units.clone()], next_head);
                     }
                 }
                 let kv = (head(kv_head), kv_shape);
