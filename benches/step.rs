@@ -71,7 +71,7 @@ fn measure(model: &LoadedModel, compares: bool) -> anyhow::Result<()> {
     let (spec, weights) = (&model.spec, &model.weights);
     let (device, weight_bytes, mut runner): (_, _, Box<dyn Runner>) = match setting("DEVICE") {
         Some(device) if device == "cuda" => {
-            let cuda = CudaRunner::new(spec, weights, &Gpu::open(0)?, layout(kv_type))?;
+            let cuda = CudaRunner::new(spec, weights, Gpu::open(0)?, layout(kv_type))?;
             (device, cuda.weight_bytes(), Box::new(cuda))
         }
         _ => {

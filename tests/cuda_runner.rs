@@ -4,7 +4,7 @@
 mod ragged;
 
 use std::path::Path;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candlepower::kernels::KvType;
 use candlepower::model::{LoadedModel, ModelFiles, TokenizerFiles, load};
@@ -19,20 +19,18 @@ const BLOCK_SIZE: usize = candlepower::kernels::TILE_TOKENS;
 /// Of logits, relative to the largest: weights, activations, K and V are 16 bits wide.
 const TOLERANCE: f32 = 2e-2;
 
-/// The GPU, one test at a time: cuBLAS fails now and then where steps are recorded while another thread has
-/// work for the GPU, as no server has. `None`: this machine has no driver, and nothing is tested.
-fn gpu() -> Option<MutexGuard<'static, Gpu>> {
-    static GPU: LazyLock<Option<Mutex<Gpu>>> = LazyLock::new(|| {
-        let gpu = Gpu::has_driver().then(|| Gpu::open(0).expect("a GPU"));
-        println!("{gpu:?}");
-        gpu.map(Mutex::new)
-    });
-    let gpu = GPU.as_ref()?.lock();
-    Some(gpu.unwrap_or_else(PoisonError::into_inner))
+/// The only test that uses the GPU now: cuBLAS fails now and then where steps are recorded while another thread
+/// has work for the GPU, as no server has. `None`: this machine has no driver, and nothing is tested.
+fn turn() -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
+    Gpu::has_driver().then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-fn on_gpu(gpu: &Gpu, model: &LoadedModel) -> Driver {
-    let layout = layout(KvType::F16, BLOCK_SIZE);
+fn on_gpu(model: &LoadedModel) -> Driver {
+    let (gpu, layout) = (
+        Gpu::open(0).expect("a GPU"),
+        layout(KvType::F16, BLOCK_SIZE),
+    );
     let runner = CudaRunner::new(&model.spec, &model.weights, gpu, layout);
     Driver::drive(Box::new(runner.expect("a runner")), BLOCK_SIZE)
 }
@@ -48,12 +46,12 @@ fn assert_close(rows: &[Vec<f32>], reference: &[Vec<f32>], what: &str) {
 
 #[test]
 fn logits_are_those_of_transformers() {
-    let Some(gpu) = &gpu() else {
+    let Some(_turn) = turn() else {
         return;
     };
     for model in MODELS {
         let files = load_folder(model);
-        let mut driver = on_gpu(gpu, &files);
+        let mut driver = on_gpu(&files);
         for case in cases(model) {
             let mut sequence = Sequence::default();
             let logits = driver.prefill(&mut sequence, &case.ids, usize::MAX);
@@ -70,11 +68,11 @@ fn logits_are_those_of_transformers() {
 
 #[test]
 fn chunks_and_batches_change_nothing_but_rounding() {
-    let Some(gpu) = &gpu() else {
+    let Some(_turn) = turn() else {
         return;
     };
     for model in MODELS {
-        let mut driver = on_gpu(gpu, &load_folder(model));
+        let mut driver = on_gpu(&load_folder(model));
         driver.mix(&cases(model), |logits, alone| {
             assert_close(logits, alone, model)
         });
@@ -83,11 +81,11 @@ fn chunks_and_batches_change_nothing_but_rounding() {
 
 #[test]
 fn decode_steps_that_are_queued_again_change_nothing_but_rounding() {
-    let Some(gpu) = &gpu() else {
+    let Some(_turn) = turn() else {
         return;
     };
     for model in MODELS {
-        let mut driver = on_gpu(gpu, &load_folder(model));
+        let mut driver = on_gpu(&load_folder(model));
         let cases = cases(model);
         let longest = cases.iter().map(|case| case.ids.len()).max();
         let mut sequences = vec![Sequence::default(); cases.len()];
@@ -116,11 +114,11 @@ fn decode_steps_that_are_queued_again_change_nothing_but_rounding() {
 
 #[test]
 fn copied_blocks_and_rows_without_logits_change_nothing_but_rounding() {
-    let Some(gpu) = &gpu() else {
+    let Some(_turn) = turn() else {
         return;
     };
     for model in MODELS {
-        let mut driver = on_gpu(gpu, &load_folder(model));
+        let mut driver = on_gpu(&load_folder(model));
         let longest = cases(model).into_iter().max_by_key(|case| case.ids.len());
         let ids = longest.expect("a case").ids;
         let mut first = Sequence::default();
@@ -148,7 +146,7 @@ fn copied_blocks_and_rows_without_logits_change_nothing_but_rounding() {
 /// A real model that scripts/fetch-model has put here; the test is of it where it is.
 #[test]
 fn a_real_model_agrees_with_the_cpu() {
-    let Some(gpu) = &gpu() else {
+    let Some(_turn) = turn() else {
         return;
     };
     let path = concat!(
@@ -171,7 +169,7 @@ fn a_real_model_agrees_with_the_cpu() {
     let mut cpu = Driver::drive(Box::new(cpu.expect("a runner")), BLOCK_SIZE);
     let expected = cpu.prefill(&mut Sequence::default(), &ids, usize::MAX);
     // A prompt, then decode steps over a context that attention cuts into parts.
-    let mut driver = on_gpu(gpu, &model);
+    let mut driver = on_gpu(&model);
     let mut sequence = Sequence::default();
     let (prompt, decoded) = ids.split_at(560);
     let mut logits = driver.prefill(&mut sequence, prompt, 256);

@@ -132,8 +132,6 @@ pub struct Needs {
     pub bf16: bool,
 }
 
-impl Needs {}
-
 /// A buffer of rows, kept from step to step.
 ///
 /// Codes lie group by group, so that a kernel that takes one group of weights reads those of all rows

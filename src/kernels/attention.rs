@@ -262,7 +262,7 @@ fn attend_heads<K: Keys, V: Values>(
                 // A thread most likely takes the next item too.
                 let next = plan.groups.get((item + 1) / shape.num_kv_heads);
                 let next_head = (item + 1) % shape.num_kv_heads;
-                if !plan.slots.is_empty() {
+                if plan.writes() {
                     write(units, kv_head);
                     if let Some(group) = next {
                         ask(&plan.units[group.units.clone()], next_head);

@@ -162,7 +162,7 @@ pub fn matmul_activated(
             for_each_run(
                 pool,
                 (x.num_rows(), gate.num_panels()),
-                2,
+                num_matrices,
                 |rows, panel, sums| {
                     let columns = columns_of(panel * PANEL_ROWS);
                     let (gates, ups) = sums.split_at_mut(rows.len());

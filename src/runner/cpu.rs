@@ -54,8 +54,6 @@ struct Scratch {
     rotation: Option<Rotation>,
     writes: KvWrites,
     plan: AttentionPlan,
-    /// Whether attention writes K and V itself.
-    attention_writes: bool,
 }
 
 /// Bytes of K and V that one token takes in the storage of [`CpuRunner`].
@@ -165,8 +163,9 @@ impl CpuRunner {
         self.plan_attention(batch);
         // Rows that are dropped before the last layer's attention have K and V there too.
         let Scratch { plan, rows, .. } = &mut self.scratch;
-        self.scratch.attention_writes = batch.logit_rows.len() == rows.len()
-            && plan.include_writes(&self.attention, &rows.attention_batch(batch), &batch.slots);
+        if batch.logit_rows.len() == rows.len() {
+            plan.include_writes(&self.attention, &rows.attention_batch(batch), &batch.slots);
+        }
     }
 
     fn plan_attention(&mut self, batch: &RaggedBatch) {

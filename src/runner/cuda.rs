@@ -117,7 +117,7 @@ impl CudaRunner {
     /// Puts the weights on the GPU and sets up storage for K and V.
     ///
     /// Fails before it allocates if weights and storage cannot fit the GPU's free memory.
-    pub fn new(spec: &ModelSpec, weights: &Weights, gpu: &Gpu, kv: KvLayout) -> Result<Self> {
+    pub fn new(spec: &ModelSpec, weights: &Weights, gpu: Gpu, kv: KvLayout) -> Result<Self> {
         ensure!(
             kv.block_size > 0 && kv.block_size.is_multiple_of(BLOCK_STEP),
             "blocks of {} tokens are not possible on a GPU, only multiples of {BLOCK_STEP}",
@@ -128,12 +128,15 @@ impl CudaRunner {
         let parameters: u64 = weights.tensors().map(StoredTensor::num_elements).sum();
         let weight_bytes = parameters.saturating_mul(size_of::<u16>() as u64);
         memory::ensure_free(gpu.free_bytes(), weight_bytes, kv_bytes)?;
-        let gpu = &gpu.with_own_stream()?;
         let element = match weights.token_embedding.dtype {
             GgmlDType::BF16 => Element::Bf16,
             _ => Element::F16,
         };
-        let loader = Loader { gpu, element, spec };
+        let loader = Loader {
+            gpu: &gpu,
+            element,
+            spec,
+        };
         let matrix = |stored: &Option<StoredTensor>| {
             let matrix = stored.as_ref().map(|stored| loader.matrix(stored));
             matrix.transpose()
@@ -143,8 +146,8 @@ impl CudaRunner {
             Positions::Learned => None,
         };
         let mut runner = Self {
-            kernels: Kernels::new(gpu, element, spec.head_dim)?,
-            blas: Blas::new(gpu, element)?,
+            kernels: Kernels::new(&gpu, element, spec.head_dim)?,
+            blas: Blas::new(&gpu, element)?,
             token_embedding: loader.matrix(&weights.token_embedding)?,
             position_embedding: matrix(&weights.position_embedding)?,
             layers: loader.layers(&weights.layers)?,
@@ -160,8 +163,8 @@ impl CudaRunner {
             },
             block_size: kv.block_size,
             kv: gpu.zeros(2 * slot_elements(spec) * num_slots)?,
-            sender: Sender::new(gpu)?,
-            scratch: Scratch::new(gpu)?,
+            sender: Sender::new(&gpu)?,
+            scratch: Scratch::new(&gpu)?,
             recordings: HashMap::new(),
             pinned: None,
             logits: Logits {
@@ -169,7 +172,7 @@ impl CudaRunner {
                 vocab_size: spec.vocab_size,
             },
             spec: spec.clone(),
-            gpu: gpu.clone(),
+            gpu,
         };
         runner.warm_up(&kv)?;
         Ok(runner)

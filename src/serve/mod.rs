@@ -138,7 +138,8 @@ async fn load(
         num_blocks: kv.num_blocks,
         block_size: BLOCK_SIZE,
     };
-    let (runner, weight_bytes): (Box<dyn Runner>, u64) = match &device {
+    let device_name = device_name(&device);
+    let (runner, weight_bytes): (Box<dyn Runner>, u64) = match device {
         Device::Cpu => {
             let runner = CpuRunner::new(spec, weights, isa_and_threads, layout)?;
             let weight_bytes = runner.weight_bytes() as u64;
@@ -186,7 +187,7 @@ async fn load(
             created_unix_s: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs()),
-            device: device_name(&device),
+            device: device_name,
         },
         http: config.http.clone(),
         keys,

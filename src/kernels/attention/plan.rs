@@ -83,16 +83,19 @@ impl AttentionPlan {
     }
 
     /// Lets attention itself write K and V of each row to its slot: each unit its own, before it reads what was
-    /// in memory all the same. Says whether it can: units must be whole sequences, as in decode, and none may
-    /// read a block that another one writes.
+    /// in memory all the same. It does if it can ([`AttentionPlan::writes`]): if units are whole sequences, as in
+    /// decode, and none reads a block that another one writes.
     pub fn include_writes(
         &mut self,
         shape: &AttentionShape,
         batch: &AttentionBatch<'_>,
         slots: &[u32],
-    ) -> bool {
+    ) {
         assert_eq!(slots.len(), batch.positions.len(), "bug: a slot a row");
         let num_sequences = batch.q_start.windows(2).filter(|it| it[0] < it[1]).count();
+        if self.units.len() != num_sequences {
+            return;
+        }
         for unit in &self.units {
             let blocks = slots[unit.rows.clone()].iter();
             let blocks = blocks.map(|slot| slot / shape.block_size as u32);
@@ -106,8 +109,7 @@ impl AttentionPlan {
             let writer = self.writers.binary_search_by_key(block, |writer| writer.0);
             writer.map_or(true, |at| self.writers[at].1 == sequence)
         };
-        let can_write = self.units.len() == num_sequences
-            && self.writers.windows(2).all(is_alone)
+        let can_write = self.writers.windows(2).all(is_alone)
             && self.units.iter().all(|unit| {
                 let blocks = batch.len_of(unit).div_ceil(shape.block_size);
                 let mut table = batch.table_of(unit.sequence)[..blocks].iter();
@@ -116,7 +118,11 @@ impl AttentionPlan {
         if can_write {
             self.slots.extend_from_slice(slots);
         }
-        can_write
+    }
+
+    /// Whether attention writes K and V itself.
+    pub fn writes(&self) -> bool {
+        !self.slots.is_empty()
     }
 }
 
@@ -285,9 +291,9 @@ mod tests {
             let mut plan = AttentionPlan::default();
             let compute = Compute::new(Isa::Portable, Pool::new(1).expect("a thread"));
             plan.set(&compute, &shape, &batch);
-            let can_write = plan.include_writes(&shape, &batch, &slots);
-            assert_eq!(plan.slots, if can_write { slots } else { Vec::new() });
-            can_write
+            plan.include_writes(&shape, &batch, &slots);
+            assert!(!plan.writes() || plan.slots == slots);
+            plan.writes()
         };
         assert!(can_write(&[
             (40, 1, &[1, 2]),
@@ -302,6 +308,5 @@ mod tests {
         assert!(!can_write(&[(40, 1, &[1, 2]), (50, 1, &[3, 2])]));
         assert!(!can_write(&[(20, 1, &[1]), (50, 1, &[1, 2])]));
         assert!(can_write(&[(20, 1, &[1]), (31, 1, &[2, 1])]));
-        assert!(can_write(&[]));
     }
 }

@@ -100,7 +100,7 @@ impl Layer {
             rotation,
             rows,
             writes,
-            attention_writes,
+            plan,
             ..
         } = scratch;
         normed.resize(rows.len(), spec.hidden_size);
@@ -108,7 +108,7 @@ impl Layer {
             .apply(compute, x, (normed, self.qkv.needs()));
         qkv.resize(rows.len() * spec.qkv_features());
         self.qkv.forward(compute, normed, (Epilogue::Store, qkv));
-        if !*attention_writes {
+        if !plan.writes() {
             let transform = transform(spec, &self.head_norms, rotation.as_ref());
             self.kv.write(compute, writes, &transform, qkv);
         }

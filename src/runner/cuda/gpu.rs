@@ -16,8 +16,8 @@ use cudarc::{cublas, nvrtc};
 /// The first GPUs that multiply bf16.
 pub(super) const MIN_COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
 
-/// A GPU, ready for work, and a stream of it.
-#[derive(Clone, Debug)]
+/// A GPU, ready for work, and a stream of it. It is one runner's: what that records, others must not queue.
+#[derive(Debug)]
 pub struct Gpu {
     pub(super) stream: Arc<CudaStream>,
 }
@@ -64,12 +64,6 @@ impl Gpu {
         // it needs.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream()?;
-        Ok(Self { stream })
-    }
-
-    /// The same GPU with another stream: what one runner records, others must not queue into.
-    pub(super) fn with_own_stream(&self) -> Result<Self> {
-        let stream = self.stream.context().new_stream()?;
         Ok(Self { stream })
     }
 
